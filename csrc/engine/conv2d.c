@@ -1,0 +1,208 @@
+/* Convolutions at load: weights into panels, and for each subnet the runs of rows and the units of channels
+ * it uses.
+ *
+ * Panels: [O / RH_LANES][tap][I][RH_LANES], zeros behind the last channel. Each segment of output channels
+ * (each group of a grouped convolution) starts a panel of its own, so that a prefix of a segment is a prefix
+ * of its panels.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model.h"
+
+/* Output channels that start a panel: a segment of the full output, or a group. */
+typedef struct {
+    int32_t first;
+    int32_t count;
+    int32_t panel;
+} column_block;
+
+static int32_t panels_of(int32_t channels) { return (channels + RH_LANES - 1) / RH_LANES; }
+
+/* The part of [first, first + count) that is kept, if it is a prefix: its length and the compact index where
+ * it starts. */
+static int kept_prefix(const rh_stretch *stretches, int32_t num, int32_t first, int32_t count, int32_t *kept,
+                       int32_t *compact) {
+    *kept = 0;
+    for (int32_t s = 0; s < num; s++) {
+        const int32_t from = stretches[s].full > first ? stretches[s].full : first;
+        const int32_t last = stretches[s].full + stretches[s].count;
+        const int32_t to = last < first + count ? last : first + count;
+        if (from >= to) continue;
+        if (from != first + *kept) return 0;
+        if (*kept == 0) *compact = stretches[s].compact + from - stretches[s].full;
+        *kept += to - from;
+    }
+    return 1;
+}
+
+static int32_t pack(rh_model *model, rh_op *op, const float *weight, const column_block *blocks,
+                    int32_t num_blocks, int32_t num_panels) {
+    const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
+    op->weight_stride = taps * inputs * RH_LANES;
+    if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
+    op->weight = rh_model_alloc(model, op->weight_stride * num_panels, sizeof(float));
+    if (op->weight == NULL) return RH_OUT_OF_MEMORY;
+    model->weight_bytes += op->weight_stride * num_panels * (int64_t)sizeof(float);
+    for (int32_t b = 0; b < num_blocks; b++) {
+        for (int32_t c = 0; c < blocks[b].count; c++) {
+            float *to = op->weight + (blocks[b].panel + c / RH_LANES) * op->weight_stride + c % RH_LANES;
+            const float *from = weight + (blocks[b].first + c) * inputs * taps;
+            for (int64_t i = 0; i < inputs; i++) {
+                for (int64_t t = 0; t < taps; t++) to[(t * inputs + i) * RH_LANES] = from[i * taps + t];
+            }
+        }
+    }
+    return RH_OK;
+}
+
+/* The runs of rows that subnet `k` reads: for each tap the kept channels of one group, joined where they
+ * touch. */
+static int32_t plan_runs(rh_model *model, const rh_op *op, int32_t k, const rh_stretch *stretches,
+                         int32_t num) {
+    const rh_layout *in = &model->values[op->inputs[0]].layout[k];
+    const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
+    rh_op_plan *plan = &op->plan[k];
+    plan->runs = rh_model_alloc(model, taps * num, sizeof(rh_run_of_rows));
+    if (plan->runs == NULL) return RH_OUT_OF_MEMORY;
+    int64_t rows = 0;
+    for (int32_t ky = 0; ky < op->kernel[0]; ky++) {
+        for (int32_t kx = 0; kx < op->kernel[1]; kx++) {
+            const int32_t tap = ky * op->dilation[0] * in->pitch + kx * op->dilation[1] * in->stride;
+            for (int32_t s = 0; s < num; s++) {
+                const int32_t row = (ky * op->kernel[1] + kx) * op->group_inputs + stretches[s].full;
+                const int32_t input = tap + stretches[s].compact;
+                rh_run_of_rows *before = plan->num_runs > 0 ? &plan->runs[plan->num_runs - 1] : NULL;
+                rows += stretches[s].count;
+                if (before != NULL && before->input + before->length == input &&
+                    before->row + before->length == row) {
+                    before->length += stretches[s].count;
+                } else {
+                    plan->runs[plan->num_runs++] = (rh_run_of_rows){input, row, stretches[s].count};
+                }
+            }
+        }
+    }
+    const rh_value *out = &model->values[op->output];
+    plan->work = rows * rh_round_up(out->layout[k].channels, RH_LANES) * out->height * out->width;
+    return RH_OK;
+}
+
+/* The units of one block in subnet `k`. */
+static void add_units(rh_op_plan *plan, const column_block *block, int32_t input, int32_t output,
+                      int32_t channels) {
+    for (int32_t c = 0; c < channels; c += RH_UNIT) {
+        const int32_t rest = channels - c;
+        plan->units[plan->num_units++] =
+            (rh_unit){input, output + c, rest < RH_UNIT ? rest : RH_UNIT, block->panel + c / RH_LANES};
+    }
+}
+
+/* Subnet `k` of an ordinary convolution (one group) or of a grouped one. */
+static int32_t plan_subnet(rh_model *model, rh_op *op, int32_t k, const column_block *blocks,
+                           int32_t num_blocks, int32_t num_panels, rh_stretch *ins, rh_stretch *outs) {
+    const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
+    const int32_t num_ins = rh_value_stretches(in, k, ins), num_outs = rh_value_stretches(out, k, outs);
+    rh_op_plan *plan = &op->plan[k];
+    plan->units = rh_model_alloc(model, num_panels, sizeof(rh_unit));
+    if (plan->units == NULL) return RH_OUT_OF_MEMORY;
+    const int grouped = op->group_inputs != in->total;
+    int32_t group_kept = 0;
+    for (int32_t b = 0; b < num_blocks; b++) {
+        int32_t kept = 0, output = 0, input = 0;
+        if (!kept_prefix(outs, num_outs, blocks[b].first, blocks[b].count, &kept, &output))
+            return RH_UNSUPPORTED;
+        if (grouped) {
+            int32_t read = 0;
+            if (!kept_prefix(ins, num_ins, b * op->group_inputs, op->group_inputs, &read, &input))
+                return RH_UNSUPPORTED;
+            if ((read == 0) != (kept == 0)) return RH_UNSUPPORTED;
+            if (read > 0 && group_kept > 0 && read != group_kept) return RH_UNSUPPORTED;
+            if (read > 0) group_kept = read;
+        }
+        /* A lone block may write whole panels: its pixels are as wide. */
+        add_units(plan, &blocks[b], input, output, num_blocks == 1 ? rh_round_up(kept, RH_LANES) : kept);
+    }
+    const rh_stretch group = {0, 0, group_kept};
+    return grouped ? plan_runs(model, op, k, &group, 1) : plan_runs(model, op, k, ins, num_ins);
+}
+
+static int32_t plan_panels(rh_model *model, rh_op *op, const rh_op_desc *desc, int32_t groups) {
+    const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
+    const int32_t num_blocks = groups == 1 ? out->num_segments : groups;
+    column_block *blocks = malloc((size_t)num_blocks * sizeof(column_block));
+    rh_stretch *ins = malloc((size_t)(in->num_segments + out->num_segments) * sizeof(rh_stretch));
+    int32_t status = blocks == NULL || ins == NULL ? RH_OUT_OF_MEMORY : RH_OK;
+    int32_t first = 0, panel = 0;
+    for (int32_t b = 0; status == RH_OK && b < num_blocks; b++) {
+        const int32_t count = groups == 1 ? out->full[b] : out->total / groups;
+        blocks[b] = (column_block){first, count, panel};
+        first += count;
+        panel += panels_of(count);
+    }
+    if (status == RH_OK) status = pack(model, op, desc->weight, blocks, num_blocks, panel);
+    for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
+        status = plan_subnet(model, op, k, blocks, num_blocks, panel, ins, ins + in->num_segments);
+    free(blocks);
+    free(ins);
+    return status;
+}
+
+/* ---- depthwise ---- */
+
+static int32_t plan_depthwise_subnet(rh_model *model, rh_op *op, int32_t k) {
+    const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
+    const rh_layout *layout = &in->layout[k];
+    const int32_t taps = op->kernel[0] * op->kernel[1];
+    rh_op_plan *plan = &op->plan[k];
+    plan->taps = rh_model_alloc(model, taps, sizeof(int32_t));
+    plan->stretches = rh_model_alloc(model, out->num_segments, sizeof(rh_stretch));
+    rh_stretch *ins = malloc((size_t)in->num_segments * sizeof(rh_stretch));
+    if (plan->taps == NULL || plan->stretches == NULL || ins == NULL) {
+        free(ins);
+        return RH_OUT_OF_MEMORY;
+    }
+    for (int32_t t = 0; t < taps; t++) {
+        plan->taps[t] = t / op->kernel[1] * op->dilation[0] * layout->pitch +
+                        t % op->kernel[1] * op->dilation[1] * layout->stride;
+    }
+    plan->num_stretches = rh_value_stretches(out, k, plan->stretches);
+    const int32_t num_ins = rh_value_stretches(in, k, ins);
+    const int same = num_ins == plan->num_stretches &&
+                     memcmp(ins, plan->stretches, (size_t)num_ins * sizeof(rh_stretch)) == 0;
+    free(ins);
+    if (plan->num_stretches == 1) plan->stretches[0].count = rh_round_up(plan->stretches[0].count, RH_LANES);
+    plan->work = (int64_t)taps * out->layout[k].channels * out->height * out->width;
+    return same ? RH_OK : RH_UNSUPPORTED;
+}
+
+static int32_t plan_depthwise(rh_model *model, rh_op *op, const rh_op_desc *desc) {
+    const int32_t channels = model->values[op->output].total;
+    const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
+    op->depthwise = 1;
+    op->weight_stride = rh_round_up(channels, RH_LANES);
+    op->weight = rh_model_alloc(model, op->weight_stride * taps, sizeof(float));
+    if (op->weight == NULL) return RH_OUT_OF_MEMORY;
+    model->weight_bytes += op->weight_stride * taps * (int64_t)sizeof(float);
+    for (int64_t t = 0; t < taps; t++) {
+        for (int32_t c = 0; c < channels; c++)
+            op->weight[t * op->weight_stride + c] = desc->weight[c * taps + t];
+    }
+    for (int32_t k = 0; k < model->num_subnets; k++) {
+        const int32_t status = plan_depthwise_subnet(model, op, k);
+        if (status != RH_OK) return status;
+    }
+    return RH_OK;
+}
+
+int32_t rh_conv2d_plan(rh_model *model, rh_op *op, const rh_op_desc *desc) {
+    const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
+    if (desc->weight == NULL || op->group_inputs < 1 || in->total % op->group_inputs != 0) return RH_INVALID;
+    const int32_t groups = in->total / op->group_inputs;
+    const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
+    if (taps * op->group_inputs > INT32_MAX / RH_LANES) return RH_TOO_LARGE;
+    if (out->total % groups != 0 || desc->weight_count != (int64_t)out->total * op->group_inputs * taps)
+        return RH_INVALID;
+    if (op->group_inputs == 1 && groups > 1 && out->total == groups) return plan_depthwise(model, op, desc);
+    return plan_panels(model, op, desc, groups);
+}

@@ -1,0 +1,123 @@
+/* What a model is made of after it is built. */
+#ifndef RH_MODEL_H
+#define RH_MODEL_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../include/rheostat.h"
+#include "../kernels/kernels.h"
+
+enum { RH_MAX_SUBNETS = 1024, RH_ALIGN = 64 };
+
+/* Channels kept one after the other both in an activation (from `compact`) and in the full network (from
+ * `full`). */
+typedef struct {
+    int32_t compact;
+    int32_t full;
+    int32_t count;
+} rh_stretch;
+
+/* A value in one subnet: pixels of `stride` floats, rows of `pitch`, a zero border that convolutions may
+ * read. */
+typedef struct {
+    int32_t channels;
+    int32_t stride;
+    int32_t pitch;
+    int32_t size;   /* floats of a sample, border included */
+    int32_t inside; /* floats before the first pixel inside the border */
+} rh_layout;
+
+typedef struct {
+    int32_t num_segments;
+    int32_t *full;
+    int32_t *kept; /* [subnet][segment] */
+    int32_t total; /* full channels */
+    int32_t height;
+    int32_t width;
+    int32_t border[2]; /* rows above and below, pixels left and right */
+    int32_t compact;   /* pixels of exactly `channels` floats: an input that only convolutions read */
+    int32_t first;     /* the ops between which it is alive */
+    int32_t last;
+    int64_t offset;    /* floats a sample before it in the arena */
+    rh_layout *layout; /* per subnet */
+} rh_value;
+
+/* Up to RH_UNIT output channels of a convolution. */
+typedef struct {
+    int32_t input; /* first channel read: where its group starts */
+    int32_t output;
+    int32_t channels;
+    int32_t panel;
+} rh_unit;
+
+/* An op in one subnet. */
+typedef struct {
+    const float *scale;
+    const float *shift;
+    int64_t work;         /* multiply-adds or floats moved for a sample */
+    rh_run_of_rows *runs; /* conv2d */
+    int32_t num_runs;
+    int32_t num_units;
+    rh_unit *units;
+    int32_t *taps; /* depthwise */
+    rh_stretch *stretches;
+    int32_t num_stretches;
+} rh_op_plan;
+
+typedef struct {
+    int32_t kind;
+    int32_t activation;
+    int32_t *inputs;
+    int32_t num_inputs;
+    int32_t output;
+    int32_t residual;
+    int32_t kernel[2];
+    int32_t stride[2];
+    int32_t padding[2];
+    int32_t dilation[2];
+    int32_t count_include_pad;
+    int32_t group_inputs;
+    int32_t depthwise;
+    float *weight;         /* panels, or [tap][weight_stride] */
+    int64_t weight_stride; /* floats from a panel (depthwise: tap) to the next */
+    rh_op_plan *plan;      /* per subnet */
+} rh_op;
+
+typedef struct rh_allocation {
+    struct rh_allocation *next;
+} rh_allocation;
+
+struct rh_model {
+    atomic_int references;
+    const rh_kernels *kernels;
+    int32_t num_subnets;
+    int32_t num_values;
+    int32_t num_ops;
+    int32_t num_outputs;
+    rh_value *values;
+    rh_op *ops;
+    int32_t *outputs;
+    int64_t arena; /* floats a sample */
+    int64_t weight_bytes;
+    rh_allocation *allocations;
+};
+
+/* Zeroed memory that lives as long as the model; NULL when there is none. */
+void *rh_model_alloc(rh_model *model, int64_t count, int64_t size);
+void rh_model_retain(rh_model *model);
+
+/* The steps of rh_model_build after the descriptors are copied and checked. */
+int32_t rh_conv2d_plan(rh_model *model, rh_op *op, const rh_op_desc *desc);
+int32_t rh_arena_plan(rh_model *model);
+
+/* The kept channels of `value` in subnet `k` (or, with k = -1, all of them), merged into the fewest
+ * stretches. Returns their number, at most value->num_segments. */
+int32_t rh_value_stretches(const rh_value *value, int32_t k, rh_stretch *stretches);
+
+static inline int32_t rh_round_up(int32_t n, int32_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+#endif

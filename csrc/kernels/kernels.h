@@ -1,0 +1,103 @@
+/* The kernels: plain loops over packed weights and NHWC activations, compiled once per instruction set.
+ *
+ * A name is type_op; the object files add __isa (f32_conv2d__avx512). Channel strides and channel counts are
+ * multiples of RH_LANES unless a comment says otherwise, so that no kernel needs a mask.
+ */
+#ifndef RH_KERNELS_H
+#define RH_KERNELS_H
+
+#include <stdint.h>
+
+enum {
+    RH_LANES = 16,          /* output channels of a panel: one AVX-512 register, half a cache line pair */
+    RH_UNIT = 2 * RH_LANES, /* output channels a convolution makes at a time: up to two panels */
+    RH_BLOCK = 48,          /* pixels handed over at a time: a multiple of every tile height */
+};
+
+/* `length` floats consecutive in the input, from `input` after the pixel's first tap, and their rows in a
+ * panel. */
+typedef struct {
+    int32_t input;
+    int32_t row;
+    int32_t length;
+} rh_run_of_rows;
+
+/* What follows the sums: y = activation(x * scale + shift + residual). The arrays start at the first channel
+ * in hand. */
+typedef struct {
+    const float *scale;
+    const float *shift;
+    int32_t activation;
+} rh_epilogue;
+
+/* Up to RH_BLOCK output pixels: where each one's first tap, output and residual (or NULL for all) start. */
+typedef struct {
+    const float *input[RH_BLOCK];
+    float *output[RH_BLOCK];
+    const float *residual[RH_BLOCK];
+    int32_t count;
+    int32_t has_residual;
+} rh_pixels;
+
+/* 1 to RH_UNIT output channels at `pixels`, offset by `input` and `output` channels. Writes exactly
+ * `channels` floats. */
+typedef struct {
+    const rh_run_of_rows *runs;
+    int32_t num_runs;
+    int32_t channels;
+    int32_t input;
+    int32_t output;
+    int32_t lone; /* each sample has one pixel: a linear layer */
+    const float *panel;
+    int64_t panel_stride;
+    rh_epilogue epilogue;
+} rh_conv2d_unit;
+
+/* Depthwise: `channels` (any count) channels at `pixels`; weight [tap][weight_stride]. Writes exactly
+ * `channels` floats. */
+typedef struct {
+    const int32_t *taps; /* float offset of each tap from the pixel's first */
+    int32_t num_taps;
+    int32_t channels;
+    int32_t offset; /* first channel, on both sides */
+    const float *weight;
+    int64_t weight_stride;
+    rh_epilogue epilogue;
+} rh_dwconv2d_unit;
+
+/* A pooling window that lies inside the input. */
+typedef struct {
+    const float *input;
+    int64_t row_stride;
+    int32_t pixel_stride;
+    int32_t rows;
+    int32_t columns;
+} rh_window;
+
+typedef struct {
+    const char *isa;
+    void (*f32_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*f32_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
+    void (*f32_max_pool2d)(float *output, const rh_window *window, int32_t channels);
+    void (*f32_avg_pool2d)(float *output, const rh_window *window, int32_t channels, float divisor);
+    /* `count` pixels of `channels`, as far apart as `channels` on both sides. */
+    void (*f32_scale)(float *output, const float *input, int64_t count, int32_t channels,
+                      const rh_epilogue *epilogue);
+    void (*f32_activation)(float *output, const float *input, int64_t count, int32_t activation);
+    void (*f32_add)(float *output, const float *a, const float *b, int64_t count, int32_t activation);
+    void (*f32_mul)(float *output, const float *a, const float *b, int64_t count, int32_t activation);
+    /* One `b` of `channels` for all the pixels. */
+    void (*f32_mul_pixel)(float *output, const float *a, const float *b, int64_t count, int32_t channels,
+                          int32_t activation);
+    /* `channels` may be any count. */
+    void (*f32_softmax)(float *output, const float *input, int32_t channels);
+} rh_kernels;
+
+/* The best kernels that this processor runs and, where set, that RHEOSTAT_ISA names. */
+const rh_kernels *rh_kernels_choose(void);
+
+#define RH_JOIN_(name, isa) name##__##isa
+#define RH_JOIN(name, isa) RH_JOIN_(name, isa)
+#define RH_KERNEL(name) RH_JOIN(name, RH_ISA)
+
+#endif

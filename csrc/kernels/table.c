@@ -1,0 +1,34 @@
+/* The kernels of one instruction set as a table. */
+#include "kernels.h"
+
+void RH_KERNEL(f32_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(f32_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(f32_max_pool2d)(float *output, const rh_window *window, int32_t channels);
+void RH_KERNEL(f32_avg_pool2d)(float *output, const rh_window *window, int32_t channels, float divisor);
+void RH_KERNEL(f32_scale)(float *output, const float *input, int64_t count, int32_t channels,
+                          const rh_epilogue *epilogue);
+void RH_KERNEL(f32_activation)(float *output, const float *input, int64_t count, int32_t activation);
+void RH_KERNEL(f32_add)(float *output, const float *a, const float *b, int64_t count, int32_t activation);
+void RH_KERNEL(f32_mul)(float *output, const float *a, const float *b, int64_t count, int32_t activation);
+void RH_KERNEL(f32_mul_pixel)(float *output, const float *a, const float *b, int64_t count, int32_t channels,
+                              int32_t activation);
+void RH_KERNEL(f32_softmax)(float *output, const float *input, int32_t channels);
+
+#define RH_TEXT_(x) #x
+#define RH_TEXT(x) RH_TEXT_(x)
+
+extern const rh_kernels RH_KERNEL(rh_kernels);
+
+const rh_kernels RH_KERNEL(rh_kernels) = {
+    .isa = RH_TEXT(RH_ISA),
+    .f32_conv2d = RH_KERNEL(f32_conv2d),
+    .f32_dwconv2d = RH_KERNEL(f32_dwconv2d),
+    .f32_max_pool2d = RH_KERNEL(f32_max_pool2d),
+    .f32_avg_pool2d = RH_KERNEL(f32_avg_pool2d),
+    .f32_scale = RH_KERNEL(f32_scale),
+    .f32_activation = RH_KERNEL(f32_activation),
+    .f32_add = RH_KERNEL(f32_add),
+    .f32_mul = RH_KERNEL(f32_mul),
+    .f32_mul_pixel = RH_KERNEL(f32_mul_pixel),
+    .f32_softmax = RH_KERNEL(f32_softmax),
+};

@@ -1,0 +1,168 @@
+"""What every recipe shares: where a run writes, where it came from, and how its result is put down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import rheostat as rh
+from rheostat_recipes.data import Images, load
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe: the directory it writes to, the packed data it reads, and what the flags said.
+
+    out: directory for the artifact, the result and the checkpoint; made when it does not exist.
+    data_dir: packed data sets and published weights; None for Hugging Face `datasets`.
+    smoke: a minute instead of hours: enlarged digits stand in for the data, two epochs for the training.
+    """
+
+    out: Path
+    data_dir: Path | None = None
+    smoke: bool = False
+    resume: bool = False
+    seed: int = 0
+
+    def images(self, name: str, shape: tuple[int, int, int]) -> Images:
+        """Load the data set, or in a smoke run digits of its shape."""
+        return load("digits", shape=shape) if self.smoke else load(name, self.data_dir)
+
+    def epochs(self, full: int) -> int:
+        """Return the recipe's number of epochs, or in a smoke run two."""
+        return 2 if self.smoke else full
+
+    def device(self) -> torch.device:
+        """Return the accelerator where there is one, otherwise the processor."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def checkpoint(self) -> Path:
+        """Return where the checkpoint lies, in a directory that exists."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        return self.out / "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind: the artifact and the JSON beside it."""
+
+    artifact: Path
+    record: Path
+
+
+def loaders(
+    images: Images,
+    run: Run,
+    *,
+    batch_size: int,
+    crop: int = 0,
+    flip: bool = False,
+    channels_last: bool = False,
+) -> tuple[rh.ImageLoader, rh.ImageLoader]:
+    """Return the training loader, shuffled and augmented, and the test loader."""
+    train = rh.ImageLoader(
+        images.train_images,
+        images.train_labels,
+        min(batch_size, len(images.train_labels)),
+        mean=images.mean,
+        std=images.std,
+        crop=crop,
+        flip=flip,
+        shuffle=True,
+        seed=run.seed,
+        device=run.device(),
+        channels_last=channels_last,
+    )
+    test = rh.ImageLoader(
+        images.test_images,
+        images.test_labels,
+        500,
+        mean=images.mean,
+        std=images.std,
+        device=run.device(),
+        channels_last=channels_last,
+    )
+    return train, test
+
+
+def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Sequence[float]) -> Result:
+    """Write the artifact and the result of a trained supernet whose accuracies are recorded; `seconds` per epoch."""
+    flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
+    command = f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
+    artifact, record = run.out / f"{recipe}.safetensors", run.out / f"{recipe}-seed{run.seed}.json"
+    run.out.mkdir(parents=True, exist_ok=True)
+    provenance = {
+        "recipe": recipe,
+        "command": command,
+        "seed": run.seed,
+        "commit": commit() or "unknown",
+        "data": images.name,
+        # What `rheostat eval` needs to make the network's input from pixels.
+        "mean": " ".join(map(str, images.mean)),
+        "std": " ".join(map(str, images.std)),
+    }
+    rh.save(net.cpu(), artifact, provenance=provenance)
+    result = {
+        "recipe": recipe,
+        "command": command,
+        "seed": run.seed,
+        "commit": commit(),
+        "hardware": hardware(run.device()),
+        "data": images.name,
+        "smoke": run.smoke,
+        "num_test_images": len(images.test_labels),
+        "epochs": len(seconds),
+        "seconds": round(sum(seconds), 1),
+        "torch": str(torch.__version__),
+        "artifact": artifact.name,
+        "subnets": [
+            {
+                "name": info.name,
+                "parameters": info.parameters,
+                "macs": info.macs,
+                "size_bytes": info.size_bytes,
+                "accuracy": info.accuracy,
+            }
+            for info in net.infos
+        ],
+    }
+    record.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return Result(artifact, record)
+
+
+def commit() -> str | None:
+    """Return the commit of the source that runs, with "-dirty" when it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def hardware(device: torch.device) -> str:
+    """Name what a run trained on: the accelerator, or the processor and how many of its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"

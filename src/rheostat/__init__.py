@@ -1,0 +1,94 @@
+"""One network, many operating points, one dial.
+
+The public names, resolved when they are first used, so that `import rheostat` and the running half need numpy alone.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+# Bound here rather than lazily: the submodule has the same name as the function, and the function is the public one.
+from rheostat.cost import cost
+
+if TYPE_CHECKING:
+    from rheostat.measure import latency
+    from rheostat.run.engine import Engine
+    from rheostat.run.policy import choose
+    from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
+    from rheostat.train.data import ImageLoader
+    from rheostat.train.export import export_onnx
+    from rheostat.train.fit import evaluate, fit, recalibrate
+    from rheostat.train.graph import trace
+    from rheostat.train.lower import save
+    from rheostat.train.sample import uniform
+    from rheostat.train.supernet import Supernet
+
+__all__ = [
+    "ArtifactError",
+    "Cost",
+    "Engine",
+    "ImageLoader",
+    "Subnet",
+    "SubnetInfo",
+    "Supernet",
+    "choose",
+    "cost",
+    "evaluate",
+    "export_onnx",
+    "fit",
+    "latency",
+    "recalibrate",
+    "save",
+    "trace",
+    "uniform",
+]
+
+_HOMES = {
+    "ArtifactError": "rheostat.spec",
+    "Cost": "rheostat.spec",
+    "Engine": "rheostat.run.engine",
+    "ImageLoader": "rheostat.train.data",
+    "Subnet": "rheostat.spec",
+    "SubnetInfo": "rheostat.spec",
+    "Supernet": "rheostat.train.supernet",
+    "choose": "rheostat.run.policy",
+    "evaluate": "rheostat.train.fit",
+    "export_onnx": "rheostat.train.export",
+    "fit": "rheostat.train.fit",
+    "latency": "rheostat.measure",
+    "recalibrate": "rheostat.train.fit",
+    "save": "rheostat.train.lower",
+    "trace": "rheostat.train.graph",
+    "uniform": "rheostat.train.sample",
+}
+
+# import name of a library that is not required -> its own name, and the extra that brings it
+_OPTIONAL = {
+    "matplotlib": ("Matplotlib", "plot"),
+    "onnx": ("ONNX", "export"),
+    "rich": ("Rich", "train"),
+    "safetensors": ("safetensors", "train"),
+    "torch": ("PyTorch", "train"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rheostat' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _OPTIONAL:
+            raise
+        library, extra = _OPTIONAL[missing]
+        raise ImportError(f'rheostat.{name} needs {library}: pip install "rheostat[{extra}]"') from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

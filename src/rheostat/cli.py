@@ -1,0 +1,498 @@
+"""The command line: one function a verb. Nothing heavy is imported before the verb that needs it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+    from typer.core import TyperGroup
+except ModuleNotFoundError as error:
+    print(f'rheostat: the command line needs {error.name}: pip install "rheostat[cli]"', file=sys.stderr)
+    raise SystemExit(2) from None
+
+from rheostat.spec import ArtifactError, SubnetInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rheostat.program import Program
+    from rheostat_recipes.data import Images
+
+# Import name of an optional library -> the extra that brings it.
+EXTRAS = {
+    "datasets": "data",
+    "matplotlib": "plot",
+    "onnx": "export",
+    "safetensors": "train",
+    "sklearn": "demo",
+    "torch": "train",
+}
+# Typer brings its own copy of click, or uses the installed one, depending on its version.
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class OneLineErrors(TyperGroup):
+    """The verbs, with a user's mistake reported in one line and exit status 2, and never with a traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run the command line and exit."""
+        try:
+            status = super().main(*args, **(extra | {"standalone_mode": False}))
+        except USAGE_ERROR as mistake:
+            _fail(f"{mistake.format_message()} See rheostat --help.")
+        except ModuleNotFoundError as missing:
+            library = (missing.name or "").partition(".")[0]
+            if library not in EXTRAS:
+                raise
+            _fail(f'this needs {library}: pip install "rheostat[{EXTRAS[library]}]"')
+        except (ValueError, ArtifactError, ImportError) as mistake:
+            _fail(str(mistake))
+        except OSError as failure:
+            _fail(f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure))
+        except (typer.Abort, KeyboardInterrupt):
+            print("rheostat: interrupted", file=sys.stderr)
+            sys.exit(130)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One network, many operating points, one dial.",
+)
+
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A .safetensors file made by rheostat.save.")
+]
+DataDir = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of packed data sets.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Threads of the engine; default all cores.")
+]
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def front(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """One network, many operating points, one dial."""
+    if version:
+        import rheostat
+
+        print(f"rheostat {rheostat.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the artifact and the report go.")] = Path(
+        "rheostat-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train four nested subnets on real digits, then turn the dial in a process without PyTorch."""
+    from rheostat.artifact import read_program
+    from rheostat.plot import Turn, report
+    from rheostat_recipes.run import Run
+    from rheostat_recipes.uniform import digits
+
+    console = _console(quiet=as_json)
+    run = Run(out=out, seed=seed)
+    checkpoint = run.checkpoint()
+    checkpoint.unlink(missing_ok=True)
+    console.rule("1  Train four widths on one set of weights", align="left")
+    artifact = digits(run).artifact
+    checkpoint.unlink(missing_ok=True)
+
+    console.rule("2  Measure them in the engine", align="left")
+    _measure_into(artifact)
+    program = read_program(artifact)
+    console.print(_subnet_table(program.subnets))
+    console.print(f"All of them are in [b]{artifact}[/b] ({artifact.stat().st_size:,} bytes).\n")
+
+    console.rule("3  Turn the dial in a process without PyTorch", align="left")
+    stream = out / "dial.json"
+    command = [sys.executable, "-m", "rheostat", "dial", str(artifact), "--out", str(stream)]
+    # Whatever the child prints belongs to the person who watches, not to a program that reads the JSON.
+    subprocess.run(command, check=True, stdout=sys.stderr if as_json else None)
+    turns = [Turn(**turn) for turn in json.loads(stream.read_text(encoding="utf-8"))["turns"]]
+    page = out / "report.html"
+    report(page, "One network, four operating points", program, turns)
+    console.print(f"\nReport: [b]{page}[/b]")
+    if as_json:
+        _print_json([asdict(info) for info in program.subnets])
+
+
+@app.command(hidden=True)
+def dial(
+    artifact: ArtifactPath,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every turn as JSON.")] = None,
+    data: DataDir = None,
+    num: Annotated[int, typer.Option(min=24, help="Inputs in the stream.")] = 960,
+) -> None:
+    """Run a stream of inputs under a changing latency budget and show which subnet each got."""
+    import math
+    import time
+
+    from rheostat.artifact import read_program
+    from rheostat.measure import latency
+    from rheostat.run.engine import Engine
+    from rheostat.run.policy import choose
+
+    x, labels = _test_inputs(artifact, read_program(artifact), data)
+    console = _console()
+    turns = []
+    with Engine(artifact, threads=1) as engine:
+        expected_ms = [p95 for _, p95 in latency(engine, x[:1], repeats=300)]
+        low, high = 0.9 * expected_ms[0], 1.2 * expected_ms[-1]
+        for step in range(num):
+            # Two slow swings of the budget, from more than enough to less than the smallest subnet needs.
+            budget_ms = low + (high - low) * (0.5 + 0.5 * math.cos(4 * math.pi * step / num))
+            image = x[step % len(x)][None]
+            start = time.perf_counter_ns()
+            index = choose(expected_ms, budget_ms)
+            engine.select(index)
+            answer = engine(image)
+            elapsed_ms = (time.perf_counter_ns() - start) / 1e6
+            correct = bool(answer[0].argmax() == labels[step % len(x)])
+            turns.append(
+                {"budget_ms": budget_ms, "subnet": index, "latency_ms": elapsed_ms, "correct": correct}
+            )
+        names = list(engine.subnets)
+    console.print(_dial_table(turns, names))
+    within = sum(turn["latency_ms"] <= turn["budget_ms"] for turn in turns)
+    console.print(
+        f"{len(turns)} inputs: [b]{sum(turn['correct'] for turn in turns) / len(turns):.1%}[/b] answered correctly, "
+        f"[b]{within / len(turns):.1%}[/b] within budget (choice and switch included). "
+        f"PyTorch in this process: [b]{'yes' if 'torch' in sys.modules else 'no'}[/b]."
+    )
+    if out is not None:
+        out.write_text(json.dumps({"subnets": names, "turns": turns}), encoding="utf-8")
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Its name; left out: list the recipes.")
+    ] = None,
+    data: DataDir = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: rheostat-runs/RECIPE-SEED.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A minute on enlarged digits instead of the real run.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: trains, and writes artifact, result and checkpoint."""
+    from rheostat.artifact import read_program
+    from rheostat_recipes.run import Run
+    from rheostat_recipes.uniform import RECIPES
+
+    recipes = {function.__name__: function for function in RECIPES}
+    if recipe is None:
+        table = Table("recipe", "what it does", box=None, header_style="bold")
+        for name, function in recipes.items():
+            table.add_row(name, (function.__doc__ or "").partition("\n")[0])
+        Console().print(table)
+        return
+    if recipe not in recipes:
+        raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
+    run = Run(out or Path("rheostat-runs") / f"{recipe}-{seed}", data, smoke, resume, seed)
+    if run.checkpoint().exists() and not resume:
+        raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
+    result = recipes[recipe](run)
+    infos = read_program(result.artifact).subnets
+    if as_json:
+        _print_json([asdict(info) for info in infos])
+    else:
+        Console().print(_subnet_table(infos), f"{result.artifact}\n{result.record}", sep="\n")
+
+
+@app.command("eval")
+def evaluate(
+    artifact: ArtifactPath, data: DataDir = None, threads: Threads = None, as_json: AsJson = False
+) -> None:
+    """Measure the accuracy of every subnet through the engine, on the data it was trained for."""
+    from rheostat.artifact import read_program
+    from rheostat.run.engine import Engine
+
+    program = read_program(artifact)
+    x, labels = _test_inputs(artifact, program, data)
+    rows = []
+    with Engine(artifact, threads=threads) as engine:
+        for index, info in enumerate(program.subnets):
+            engine.select(index)
+            batches = range(0, len(x), 250)
+            right = 0
+            for start in track(batches, f"subnet {info.name}", console=Console(stderr=True), transient=True):
+                answer = engine(x[start : start + 250])
+                right += int((answer.argmax(1) == labels[start : start + 250]).sum())
+            rows.append(
+                {"subnet": info.name, "accuracy": right / len(x), "recorded": info.accuracy, "images": len(x)}
+            )
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table(
+        f"{program.provenance['data']}, {len(x):,} test images", "subnet", "accuracy", "in the artifact"
+    )
+    for row in rows:
+        recorded = "–" if row["recorded"] is None else f"{row['recorded']:.2%}"
+        table.add_row(row["subnet"], f"{row['accuracy']:.2%}", recorded)
+    Console().print(table)
+
+
+@app.command()
+def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
+    """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels per layer."""
+    from rheostat.artifact import read_program
+    from rheostat.plot import layers
+
+    program = read_program(artifact)
+    names = [info.name for info in program.subnets]
+    rows = layers(program)
+    if as_json:
+        _print_json(
+            {
+                "model": program.model,
+                "producer": program.producer,
+                "input": list(program.input.shape),
+                "provenance": dict(program.provenance),
+                "unsupported": program.unsupported,
+                "subnets": [asdict(info) for info in program.subnets],
+                "groups": [asdict(group) for group in program.groups],
+                "layers": [{"layer": name, "channels": list(kept)} for name, kept in rows],
+            }
+        )
+        return
+    console = Console()
+    console.print(f"[b]{program.model}[/b], input {list(program.input.shape)}, made by {program.producer}")
+    for key, value in program.provenance.items():
+        console.print(f"  {key}: {value}", markup=False, highlight=False)
+    if program.ops is None:
+        console.print(f"[b]The engine cannot run it:[/b] {program.unsupported}")
+    console.print(_subnet_table(program.subnets))
+    table = _table("Channel groups, units kept by each subnet", "group", *names, "of", "pinned")
+    for group in program.groups:
+        table.add_row(group.name, *map(str, group.widths), str(group.size), group.pinned or "")
+    console.print(table)
+    if program.ops is not None:
+        table = _table("Channels per layer", "layer", *names)
+        for name, kept in rows:
+            table.add_row(name, *map(str, kept))
+        console.print(table)
+
+
+@app.command()
+def bench(
+    artifact: ArtifactPath,
+    threads: Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in one inference.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed inferences of each subnet.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the latency of every subnet in the engine, the subnets taking turns."""
+    import numpy as np
+
+    from rheostat.artifact import read_program
+    from rheostat.measure import latency
+    from rheostat.run.engine import Engine
+
+    program = read_program(artifact)
+    x = np.random.default_rng(0).standard_normal((batch, *program.input.shape), dtype=np.float32)
+    console = Console(stderr=True)
+    with Engine(artifact, threads=threads) as engine, console.status("measuring"):
+        measured = latency(engine, x, repeats=repeats)
+    rows = [
+        {"subnet": info.name, "p50_ms": p50, "p95_ms": p95, "batch": batch, "threads": threads}
+        for info, (p50, p95) in zip(program.subnets, measured, strict=True)
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    cores = "all cores" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+    table = _table(
+        f"Latency, batch {batch}, {cores}, {repeats} inferences each", "subnet", "MACs", "p50", "p95"
+    )
+    for info, (p50, p95) in zip(program.subnets, measured, strict=True):
+        table.add_row(info.name, f"{info.macs:,}", _time(p50), _time(p95))
+    Console().print(table)
+
+
+@app.command()
+def export(
+    artifact: ArtifactPath,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="onnx: one file a subnet.")] = "onnx",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path(),
+) -> None:
+    """Write every subnet in another format."""
+    if to != "onnx":
+        raise ValueError(f"--to: got {to!r}; want onnx")
+    from rheostat.train.export import export_onnx
+
+    for path in export_onnx(artifact, out):
+        print(path)
+
+
+@app.command("table")
+def paper_table(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="dynamic or pruning.")],
+    number: Annotated[int, typer.Argument(metavar="N", help="Number of the table in the paper.")],
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your own runs instead of the kept results.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a table of a paper beside our own numbers."""
+    from rheostat_recipes.tables import load_table
+
+    shown = load_table(paper, number, results)
+    if as_json:
+        _print_json([asdict(cell) for cell in shown.cells])
+        return
+    columns = list(dict.fromkeys(cell.column for cell in shown.cells))
+    table = _table(f"{shown.title} (paper / ours)", "", *columns)
+    for row in dict.fromkeys(cell.row for cell in shown.cells):
+        cells = {cell.column: cell for cell in shown.cells if cell.row == row}
+        texts = [f"{cells[c].paper} / {_ours(cells[c].ours)}" if c in cells else "" for c in columns]
+        table.add_row(row, *texts)
+    console = Console()
+    # Wide tables are read column by column rather than broken in the middle of a number.
+    if console.measure(table, options=console.options.update(width=500)).maximum > console.width:
+        table = _table(shown.title, "row", "column", "paper", "ours", "unit", "seeds")
+        for cell in shown.cells:
+            seeds = str(cell.seeds or "")
+            table.add_row(cell.row, cell.column, str(cell.paper), _ours(cell.ours), cell.unit, seeds)
+    console.print(table, shown.source, *([shown.note] if shown.note else []), sep="\n")
+    for note in dict.fromkeys(cell.note for cell in shown.cells if cell.note):
+        rows = dict.fromkeys(cell.row for cell in shown.cells if cell.note == note)
+        console.print(f"{', '.join(rows)}: {note}", style="dim")
+
+
+def _test_inputs(artifact: Path, program: Program, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """The test images that belong to an artifact, normalised as in its training, and their labels."""
+    from rheostat_recipes.data import load
+
+    name = program.provenance.get("data")
+    if not isinstance(name, str):
+        raise ValueError(f"{artifact}: its provenance names no data; want data = digits, mnist or cifar10")
+    shape = program.input.shape
+    images: Images = load(name, data_dir, shape if name == "digits" else ())
+    for key in ("mean", "std"):
+        numbers = tuple(map(float, str(program.provenance.get(key, "")).split()))
+        images = replace(images, **{key: numbers}) if numbers else images
+    if images.test_images.shape[1:] != shape or len(images.mean) != shape[0]:
+        got = list(images.test_images.shape[1:])
+        raise ValueError(
+            f"{artifact}: takes {list(shape)}; {name} has {got}; want an artifact trained on {name}"
+        )
+    return images.normalized(images.test_images), images.test_labels
+
+
+def _measure_into(artifact: Path) -> None:
+    """Measure the latency of an artifact's subnets, one input on one thread, and write it into the artifact."""
+    import numpy as np
+
+    from rheostat.artifact import read, write
+    from rheostat.measure import latency
+    from rheostat.run.engine import Engine
+
+    program, tensors = read(artifact)
+    with Engine(artifact, threads=1) as engine:
+        measured = latency(engine, np.zeros((1, *program.input.shape), np.float32), repeats=1000)
+    infos = tuple(
+        replace(info, latency_ms_p50=p50, latency_ms_p95=p95)
+        for info, (p50, p95) in zip(program.subnets, measured, strict=True)
+    )
+    write(artifact, replace(program, subnets=infos), tensors)
+
+
+def _subnet_table(infos: Iterable[SubnetInfo]) -> Table:
+    table = _table("", "subnet", "parameters", "MACs", "accuracy", "p50", "p95", "bytes")
+    for info in infos:
+        table.add_row(
+            info.name,
+            f"{info.parameters:,}",
+            f"{info.macs:,}",
+            "–" if info.accuracy is None else f"{info.accuracy:.2%}",
+            _time(info.latency_ms_p50),
+            _time(info.latency_ms_p95),
+            f"{info.size_bytes:,}",
+        )
+    return table
+
+
+def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
+    """The stream in 24 parts: the budget, the subnet that most inputs of a part got, and what came of it."""
+    table = _table("", "inputs", "budget", "subnet", "dial", "latency p50", "correct")
+    length = -(-len(turns) // 24)
+    for start in range(0, len(turns), length):
+        part = turns[start : start + length]
+        chosen = [turn["subnet"] for turn in part]
+        index = max(set(chosen), key=chosen.count)
+        times = sorted(turn["latency_ms"] for turn in part)
+        table.add_row(
+            f"{start}–{start + len(part) - 1}",
+            _time(part[len(part) // 2]["budget_ms"]),
+            names[index],
+            "█" * (2 * index + 2) + "░" * (2 * (len(names) - index - 1)),
+            _time(times[len(times) // 2]),
+            f"{sum(turn['correct'] for turn in part) / len(part):.0%}",
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", header_style="bold", title_style="bold")
+    for index, column in enumerate(columns):
+        words = column in ("pinned", "dial", "column", "unit")
+        table.add_column(column, justify="left" if index == 0 or words else "right", no_wrap=not words)
+    return table
+
+
+def _time(ms: float | None) -> str:
+    if ms is None:
+        return "–"
+    return f"{1000 * ms:.1f} µs" if ms < 1 else f"{ms:.2f} ms"
+
+
+def _ours(number: float | None) -> str:
+    return "–" if number is None else f"{number:g}"
+
+
+def _console(quiet: bool = False) -> Console:
+    """The console of the person who watches; the error stream when the output is for a program."""
+    return Console(stderr=quiet)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"rheostat: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

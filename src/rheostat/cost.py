@@ -1,0 +1,104 @@
+"""What each subnet of an artifact costs, counted again from its ops."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from rheostat.artifact import read_header
+from rheostat.program import Conv2d, Linear, Normalize, Program, Shapes
+from rheostat.spec import ArtifactError, Cost, SubnetInfo
+
+
+class CostTable(tuple[SubnetInfo, ...]):
+    """The `SubnetInfo` of every subnet, smallest first; `str` and `print` show them as an aligned table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        columns = [("subnet", "parameters", "MACs", "bytes")]
+        columns += [(s.name, f"{s.parameters:,}", f"{s.macs:,}", f"{s.size_bytes:,}") for s in self]
+        measured = (
+            ("accuracy", [s.accuracy for s in self], "{:.2%}"),
+            ("p50 ms", [s.latency_ms_p50 for s in self], "{:.3g}"),
+            ("p95 ms", [s.latency_ms_p95 for s in self], "{:.3g}"),
+        )
+        for title, numbers, form in measured:
+            if any(n is not None for n in numbers):
+                texts = [title, *("-" if n is None else form.format(n) for n in numbers)]
+                columns = [(*row, text) for row, text in zip(columns, texts, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+        first, *rest = widths
+        rows = (
+            "  ".join(
+                [f"{row[0]:<{first}}", *(f"{text:>{w}}" for text, w in zip(row[1:], rest, strict=True))]
+            )
+            for row in columns
+        )
+        return "\n".join(rows)
+
+
+def cost(path: str | os.PathLike[str]) -> CostTable:
+    """Parameters, multiply-accumulates and bytes of every subnet, smallest first.
+
+    `macs` counts the multiply-accumulates of convolutions and linears for one sample; `parameters` the elements of
+    the subnet's slices, biases and norm affines; `size_bytes` is these and the norms' statistics in float32.
+    Where the artifact holds ops, the numbers are derived from them, and `ArtifactError` is raised if the
+    stored ones differ. Only the header of the file is read.
+
+    >>> print(cost("resnet20.safetensors"))  # doctest: +SKIP
+    subnet  parameters        MACs      bytes
+    0.25        17,326   2,617,504     70,680
+    0.5         68,050  10,248,512    274,952
+    1.0        269,722  40,551,040  1,084,392
+    """
+    program, shapes = read_header(path)
+    stored = CostTable(program.subnets)
+    if program.ops is not None:
+        for k, (info, derived) in enumerate(zip(stored, count(program, shapes), strict=True)):
+            if (got := Cost(info.parameters, info.macs, info.size_bytes)) != derived:
+                raise ArtifactError(
+                    f"{path}: program.subnets[{k}] ({info.name}) states {got}; its ops give {derived}"
+                )
+    return stored
+
+
+def count(program: Program, shapes: Shapes) -> tuple[Cost, ...]:
+    """The cost of each subnet, derived from the ops of a validated program and the shapes of its tensors."""
+    assert program.ops is not None, program.unsupported
+    return tuple(_count(program, shapes, k) for k in range(len(program.subnets)))
+
+
+def counted(program: Program, shapes: Shapes) -> Program:
+    """The program with each subnet's parameters, MACs and bytes derived from its ops; measured numbers stay."""
+    infos = (
+        replace(info, parameters=c.parameters, macs=c.macs, size_bytes=c.size_bytes)
+        for info, c in zip(program.subnets, count(program, shapes), strict=True)
+    )
+    return replace(program, subnets=tuple(infos))
+
+
+def _count(program: Program, shapes: Shapes, k: int) -> Cost:
+    trained: dict[str, int] = {}  # elements by tensor: one that two ops share counts once
+    statistics: dict[str, int] = {}
+    macs = 0
+    for op in program.ops or ():
+        if not isinstance(op, (Conv2d, Linear, Normalize)):
+            continue
+        x, out = program.values[op.input], program.values[op.output]
+        if isinstance(op, Conv2d):
+            window = shapes[op.weight][1][2] * shapes[op.weight][1][3]
+            trained[op.weight] = out.kept(k) * (x.kept(k) // op.groups[k]) * window
+            macs += trained[op.weight] * out.area
+        elif isinstance(op, Linear):
+            trained[op.weight] = out.kept(k) * x.size(k)
+            macs += trained[op.weight]
+        if not isinstance(op, Normalize) and op.bias is not None:
+            trained[op.bias] = out.kept(k)
+        if op.norm is not None:
+            trained |= {
+                names[k]: out.kept(k) for names in (op.norm.weight, op.norm.bias) if names is not None
+            }
+            statistics |= {names[k]: out.kept(k) for names in (op.norm.mean, op.norm.var)}
+    parameters = sum(trained.values())
+    return Cost(parameters, macs, 4 * (parameters + sum(statistics.values())))

@@ -1,0 +1,42 @@
+"""Measurements of an engine: latency as it is delivered, subnet against subnet in the same slices of time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rheostat.run.engine import Engine
+
+
+def latency(engine: Engine, x: np.ndarray, repeats: int = 200, warmup: int = 10) -> list[tuple[float, float]]:
+    """Time every subnet on `x` and return (p50, p95) in milliseconds for each, smallest first.
+
+    x: float32 [N, C, H, W]; the whole batch counts as one inference. The subnets take turns, so that whatever else
+    the machine does falls on all of them alike. `warmup` rounds come first and are not counted. The engine's active
+    subnet is restored. Raises ValueError for fewer than one repeat.
+
+    >>> with Engine("digits.safetensors", threads=1) as engine:  # doctest: +SKIP
+    ...     latency(engine, np.zeros((1, 1, 8, 8), np.float32))
+    [(0.011, 0.012), (0.016, 0.018), (0.022, 0.024), (0.03, 0.033)]
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"latency: got repeats={repeats}, warmup={warmup}; want at least 1 and 0")
+    num_subnets = len(engine.subnets)
+    times_ms = np.empty((num_subnets, repeats))
+    active = engine.active
+    try:
+        for repeat in range(-warmup, repeats):
+            for index in range(num_subnets):
+                engine.select(index)
+                start = time.perf_counter_ns()
+                engine(x)
+                elapsed = time.perf_counter_ns() - start
+                if repeat >= 0:
+                    times_ms[index, repeat] = elapsed / 1e6
+    finally:
+        engine.select(active)
+    p50, p95 = np.percentile(times_ms, (50, 95), axis=1)
+    return [(float(a), float(b)) for a, b in zip(p50, p95, strict=True)]

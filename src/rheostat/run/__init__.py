@@ -1,0 +1,1 @@
+"""The running half: numpy and the native library, never torch."""

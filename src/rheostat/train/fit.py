@@ -1,0 +1,619 @@
+"""Train every subnet together on one set of weights: the fused loss, the teacher, the checkpoints; and measure them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.compiler.config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rheostat.train import checkpoint as checkpoints
+from rheostat.train.data import ImageLoader, epoch_seed
+from rheostat.train.supernet import Supernet
+
+SECONDS_BETWEEN_LOOKS = (
+    0.5  # reading a number makes a GPU wait, so the bar and the check for NaN do not look each step
+)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One trained epoch: per subnet the mean loss and the accuracies (fractions, 0 to 1); `lr` is its last step's.
+
+    `accuracy` is measured while training, on the augmented batches; `validation` afterwards, in eval mode.
+    """
+
+    epoch: int
+    seconds: float
+    lr: float
+    loss: dict[str, float]
+    accuracy: dict[str, float]
+    validation: dict[str, float]
+
+
+def fit(
+    net: Supernet,
+    loader: Iterable[tuple[Any, Tensor]],
+    *,
+    epochs: int,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 1e-4,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+    warmup: float = 0,
+    teacher: nn.Module | None = None,
+    distill: float = 0.5,
+    temperature: float = 4.0,
+    inplace: bool = False,
+    sandwich: bool = False,
+    label_smoothing: float = 0.0,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    channels_last: bool = False,
+    validation: Iterable[tuple[Any, Tensor]] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Epoch]:
+    """Train all subnets of `net` together and give one record an epoch (dynamic paper, equation 5).
+
+    Each step every subnet, largest first, runs the same batch forward and backward; their gradients add up in the
+    shared weights, and the optimizer moves those once. That minimises the sum of the subnets' losses.
+
+    loader: gives `(x, y)`, y int64 [N]; `len(loader)` is the number of steps an epoch. x is what the model takes: a
+        tensor, a tuple, or a dictionary of keyword tensors. An `ImageLoader`, a `DataLoader` or a list will do; one of
+        your own is told the epoch by `set_epoch(epoch)` if it has that.
+    lr, momentum, nesterov, weight_decay: of SGD; kernels and matrices decay, norms and biases do not. `optimizer` makes
+        another one from two parameter groups, the second with `weight_decay=0.0`; these four are then its own business.
+    warmup: epochs (a fraction will do) of linear rise before the cosine takes the learning rate to 0.
+    teacher: a larger trained network: every subnet learns `(1 - distill) * CE(labels) + distill * temperature**2 *
+        KL(teacher || subnet)`, where both logits are divided by `temperature`. It is copied, frozen, in eval mode.
+    inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
+    sandwich: train the largest, the smallest and two random subnets each step, not all.
+    clip_norm: the largest norm that the summed gradient may have.
+    precision: "float32", or "bfloat16" for mixed precision, in which weights and losses stay float32.
+    compile: run subnets and teacher through `torch.compile`; the first step then takes a minute or more.
+    validation: measured after each epoch, the last time in float32, and then recorded in `net` for `save`.
+    checkpoint: a file written after each epoch. With `resume=True` training goes on from it as if it had never stopped
+        (on a CPU to the same bits), or starts when there is none; settings that differ from its own are refused.
+    progress: show a bar with the running loss and accuracy of every subnet, and a line for each epoch.
+    seed: of dropout, the sandwich and a `DataLoader`'s order, anew each epoch. torch's generators are left as found.
+
+    Raises ValueError for wrong arguments or batches, and when a loss is no longer finite (a checkpoint then keeps the
+    last good epoch); OSError when the checkpoint cannot be written; ArtifactError when it cannot be read.
+
+    >>> history = fit(net, loader, epochs=30, teacher=teacher, checkpoint="run.safetensors")  # doctest: +SKIP
+    >>> history[-1].accuracy  # doctest: +SKIP
+    {'0.25': 0.81, '0.5': 0.87, '0.75': 0.9, '1.0': 0.91}
+    """
+    steps = _num_steps(loader)
+    _check_settings(epochs, lr, warmup, distill, temperature, label_smoothing, clip_norm, precision)
+    if teacher is not None and inplace:
+        raise ValueError(
+            "fit: got teacher= and inplace=True; want one source of soft labels. Leave one of them out."
+        )
+    names, largest = list(net.names), len(net) - 1
+    device = next(net.parameters()).device
+    # disabled rather than absent, so that the code below reads the same
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+    if optimizer is None:
+        groups = _decay_groups(net, {"weight_decay": weight_decay})
+        optim: torch.optim.Optimizer = torch.optim.SGD(
+            groups, lr, momentum, nesterov=nesterov and momentum > 0
+        )
+    else:
+        optim = optimizer(_decay_groups(net, {}))
+    peaks = [group["lr"] for group in optim.param_groups]
+
+    history: list[Epoch] = []
+    settings = {
+        "subnets": {subnet.name: list(subnet.widths) for subnet in net.subnets},
+        "loader": repr(loader) if isinstance(loader, ImageLoader) else type(loader).__name__,
+        "steps": steps,
+        "epochs": epochs,
+        "seed": seed,
+        "precision": precision,
+        "optimizer": type(optim).__name__,
+        "lr": peaks,
+        "momentum": [group.get("momentum") for group in optim.param_groups],
+        "nesterov": [group.get("nesterov") for group in optim.param_groups],
+        "weight_decay": [group.get("weight_decay") for group in optim.param_groups],
+        "warmup": warmup,
+        "teacher": None if teacher is None else [_digest(teacher), distill, temperature],
+        "inplace": inplace,
+        "sandwich": sandwich,
+        "label_smoothing": label_smoothing,
+        "clip_norm": clip_norm,
+    }
+    if checkpoint is not None:
+        history = _open_checkpoint(checkpoint, resume, net, optim, settings)
+
+    run = torch.compile(dynamic=False) if compile else _as_it_is
+    modules = [run(net[k]) for k in range(len(net))]
+    guide = None if teacher is None else _frozen(teacher, device, channels_last)
+    if guide is not None and compile:
+        # Its norms are constant and go into the convolutions: a third less time for a ResNet-44.
+        guide = torch.compile(guide, dynamic=False, options={"efficient_conv_bn_eval_fx_passes": True})
+
+    def train_step(x: Any, y: Tensor, picked: Sequence[int], losses: Tensor, hits: Tensor) -> None:
+        """One step on one batch; writes the loss and the number of right answers of each subnet `picked`."""
+        soft = torch.empty(0)
+        if guide is not None:
+            with torch.no_grad():
+                soft = _logits(guide, x, autocast)
+        net.attach_grads_()
+        for k in sorted(picked, reverse=True):
+            logits = _logits(modules[k], x, autocast)
+            if guide is not None:
+                loss = distillation_loss(logits, y, soft, distill, temperature, label_smoothing)
+            elif inplace and k < largest:
+                loss = F.cross_entropy(logits, soft)
+            else:
+                loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+            loss.backward()
+            logits = logits.detach()
+            if inplace and k == largest:
+                soft = logits.softmax(1)
+            losses[k] = loss.detach()
+            hits[k] = (logits.argmax(1) == y).sum()
+        net.collect_grads_()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+        optim.step()
+        net.refresh_()
+
+    with _quiet(len(net)), _progress_bar(progress and len(history) < epochs, epochs * steps) as (show, note):
+        for epoch in range(len(history), epochs):
+            started = looked = time.perf_counter()
+            meter = _Meter(names, steps, device)
+            with _seeded(seed, epoch, device):
+                picks = (
+                    _sandwich_picks(len(net), steps, seed, epoch) if sandwich else [range(len(net))] * steps
+                )
+                net.train()
+                for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
+                    x, y = _to(x, device, channels_last), y.to(device, non_blocking=True)
+                    if step == 0:
+                        _check_batch(net, x, y)
+                    rate = _rate(epoch * steps + step, epochs * steps, round(warmup * steps))
+                    for group, peak in zip(optim.param_groups, peaks, strict=True):
+                        group["lr"] = rate * peak
+                    train_step(x, y, picks[step], meter.losses[step], meter.hits[step])
+                    meter.sizes[step, list(picks[step])] = len(y)
+                    if time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
+                        meter.check_finite(epoch, step + 1, checkpoint)
+                        show(epoch * steps + step + 1, f"epoch {epoch + 1}/{epochs}", meter.text(step + 1))
+                        looked = time.perf_counter()
+                meter.check_finite(epoch, steps, checkpoint)
+                _check_tensors_finite(net, epoch, checkpoint)
+                scores: dict[str, float] = {}
+                if validation is not None:
+                    # The artifact is float32, so the numbers that go into it are measured so.
+                    last = epoch == epochs - 1
+                    kind = torch.autocast(device.type, enabled=False) if last else autocast
+                    with _eval_mode(*net):
+                        found = _accuracies(list(net), validation, device, kind, channels_last)
+                    scores = dict(zip(names, found, strict=True))
+            loss, accuracy = meter.means(steps)
+            seconds = time.perf_counter() - started
+            history.append(Epoch(epoch + 1, seconds, optim.param_groups[0]["lr"], loss, accuracy, scores))
+            if checkpoint is not None:
+                state = {"settings": settings, "history": [dataclasses.asdict(record) for record in history]}
+                checkpoints.write(checkpoint, net, optim, state)
+            note(_summary(history[-1], epochs))
+    for k, name in enumerate(names):
+        if name in history[-1].validation:
+            net.record(k, accuracy=history[-1].validation[name])
+    return history
+
+
+def distillation_loss(
+    logits: Tensor,
+    y: Tensor,
+    teacher_logits: Tensor,
+    distill: float,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`(1 - a) CE(y, z) + a T^2 KL(softmax(z_teacher / T) || softmax(z / T))`, the mean over the batch.
+
+    T^2 keeps the gradient of the soft part, which falls with 1/T^2, on the scale of the hard one.
+
+    >>> z = torch.tensor([[2.0, 0.0]])
+    >>> float(distillation_loss(z, torch.tensor([0]), z, 1.0, 4.0))  # the teacher's own logits
+    0.0
+    """
+    hard = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    own, wanted = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher_logits / temperature, 1)
+    soft = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+    return (1 - distill) * hard + distill * temperature**2 * soft
+
+
+def evaluate(
+    net: nn.Module,
+    loader: Iterable[tuple[Any, Tensor]],
+    *,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> dict[str, float] | float:
+    """Fraction of right answers over a loader: of each subnet by name for a `Supernet`, one number for another module.
+
+    Runs in eval mode and leaves the mode as it was. Raises ValueError when the loader is empty.
+
+    >>> evaluate(torch.nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
+    0.75
+    """
+    modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
+    device = _device(net)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with _eval_mode(*modules):
+        scores = _accuracies(modules, loader, device, autocast, channels_last)
+    return dict(zip(net.names, scores, strict=True)) if isinstance(net, Supernet) else scores[0]
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: int | None = None) -> None:
+    """Measure the batch-norm statistics of every subnet afresh: the plain average over `batches` batches (None: all).
+
+    Needed when weights changed after the statistics were gathered, and for widths that were not trained (US-Nets,
+    section 3.3). Only batch norms run in training mode; nothing else of the network changes. Raises ValueError when the
+    loader is empty.
+    """
+    modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with _eval_mode(*modules):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's cumulative average
+            norm.train()
+        try:
+            num_batches = 0
+            for x, _ in islice(loader, batches):
+                for module in modules:
+                    _call(module, _to(x, _device(net), channels_last=False))
+                num_batches += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    if num_batches == 0:
+        raise ValueError("recalibrate: got no batch; want at least one. Check the loader and batches=.")
+
+
+class _Meter:
+    """Loss and right answers of every step and subnet of one epoch, on the device until somebody looks."""
+
+    def __init__(self, names: list[str], steps: int, device: torch.device) -> None:
+        self.names = names
+        self.losses = torch.zeros(steps, len(names), device=device)
+        self.hits = torch.zeros(steps, len(names), device=device)
+        self.sizes = torch.zeros(steps, len(names))  # samples a subnet has seen in a step
+
+    def means(self, done: int) -> tuple[dict[str, float], dict[str, float]]:
+        sizes = self.sizes[:done].double()
+        seen = sizes.sum(0).clamp(min=1)
+        loss = (self.losses[:done].cpu() * sizes).sum(0) / seen
+        accuracy = self.hits[:done].cpu().double().sum(0) / seen
+        return dict(zip(self.names, loss.tolist(), strict=True)), dict(
+            zip(self.names, accuracy.tolist(), strict=True)
+        )
+
+    def text(self, done: int) -> str:
+        loss, accuracy = self.means(done)
+        return "  ".join(f"{name}: {loss[name]:.3f} {100 * accuracy[name]:.1f}%" for name in self.names)
+
+    def check_finite(self, epoch: int, done: int, checkpoint: str | os.PathLike[str] | None) -> None:
+        bad = (~self.losses[:done].isfinite()).cpu().nonzero()
+        if len(bad):
+            step, k = bad[0].tolist()
+            raise ValueError(
+                f"fit: epoch {epoch + 1}, step {step + 1}: got loss {float(self.losses[step, k])} in subnet "
+                f"{self.names[k]!r}; want a finite one. {_kept(checkpoint, epoch)}Lower lr, or set clip_norm=."
+            )
+
+
+def _check_tensors_finite(net: Supernet, epoch: int, checkpoint: str | os.PathLike[str] | None) -> None:
+    """The last step may have spoilt the weights after its loss was taken; one question an epoch for all of them."""
+    tensors = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    spoilt = [name for name, good in zip(tensors, finite, strict=True) if not good]
+    if spoilt:
+        raise ValueError(
+            f"fit: epoch {epoch + 1}: {spoilt[0]}: got a value that is not finite (in {len(spoilt)} of {len(tensors)} "
+            f"tensors); want finite weights. {_kept(checkpoint, epoch)}Lower lr, or set clip_norm=."
+        )
+
+
+def _kept(checkpoint: str | os.PathLike[str] | None, epoch: int) -> str:
+    return "" if checkpoint is None else f"{checkpoint} keeps epoch {epoch}, the last good one. "
+
+
+def _accuracies(
+    modules: Sequence[Callable[..., Tensor]],
+    loader: Iterable[tuple[Any, Tensor]],
+    device: torch.device,
+    autocast: torch.autocast,
+    channels_last: bool,
+) -> list[float]:
+    """The loader is read once for all modules."""
+    hits, num_samples = torch.zeros(len(modules), device=device), 0
+    with torch.no_grad():
+        for x, y in loader:
+            x, y = _to(x, device, channels_last), y.to(device)
+            hits += torch.stack([(_logits(module, x, autocast).argmax(1) == y).sum() for module in modules])
+            num_samples += len(y)
+    if num_samples == 0:
+        raise ValueError("evaluate: got an empty loader; want at least one batch.")
+    return (hits.double() / num_samples).tolist()
+
+
+def _open_checkpoint(
+    path: str | os.PathLike[str],
+    resume: bool,
+    net: Supernet,
+    optim: torch.optim.Optimizer,
+    settings: dict[str, Any],
+) -> list[Epoch]:
+    """The epochs already trained, and net and optimizer as they were then; or a first checkpoint of epoch 0."""
+    if not Path(path).exists():
+        # Also finds out now, and not after an epoch, that nothing can be written there.
+        checkpoints.write(path, net, optim, {"settings": settings, "history": []})
+        return []
+    if not resume:
+        raise ValueError(f"fit: {path} exists; want resume=True to go on from it, or another checkpoint=.")
+    checkpoints.clean(path)
+    saved = checkpoints.read(path)
+    theirs, ours = saved.state["settings"], json.loads(json.dumps(settings))
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"fit: {path} was written with {name}={theirs.get(name)}; got {name}={ours.get(name)}. "
+                "Pass the same settings to resume, or another checkpoint= to start again."
+            )
+    checkpoints.restore_(net, optim, saved)
+    net.refresh_()
+    return [Epoch(**record) for record in saved.state["history"]]
+
+
+def _batches(
+    loader: Iterable[tuple[Any, Tensor]], steps: int, seed: int, epoch: int
+) -> Iterator[tuple[Any, Tensor]]:
+    """The batches of one epoch, in an order that depends on the epoch and not on what was drawn before."""
+    for source in (loader, getattr(loader, "sampler", None)):  # a DataLoader may have a DistributedSampler
+        set_epoch = getattr(source, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+    generator = getattr(loader, "generator", None)  # a DataLoader's own
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(epoch_seed(seed, epoch))
+    done = 0
+    for x, y in islice(loader, steps):
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64:
+            got = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"fit: epoch {epoch + 1}, step {done + 1}: got labels {got}; want int64 [N].")
+        if isinstance(x, Tensor) and len(x) != len(y):
+            raise ValueError(
+                f"fit: epoch {epoch + 1}, step {done + 1}: got {len(x)} samples and {len(y)} labels."
+            )
+        yield x, y
+        done += 1
+    if done < steps:
+        raise ValueError(
+            f"fit: epoch {epoch + 1}: got {done} batches; want the {steps} that len(loader) says."
+        )
+
+
+def _check_batch(net: Supernet, x: Any, y: Tensor) -> None:
+    """Try the largest subnet on one batch, so that a wrong shape is told in our words and not by a kernel."""
+    try:
+        with torch.no_grad(), _eval_mode(net[-1]), torch.random.fork_rng([]):
+            logits = _call(net[-1], x)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        got = [list(tensor.shape) for tensor in _tensors(x)]
+        want = [list(tensor.shape) for tensor in _tensors(net.graph.kwargs or net.graph.args)]
+        raise ValueError(
+            f"fit: got a batch of shapes {got}, which the model does not take ({error}); want them like those of the "
+            f"traced example, {want}."
+        ) from error
+    if logits.ndim != 2 or len(logits) != len(y):
+        raise ValueError(f"fit: got outputs {list(logits.shape)} for {len(y)} labels; want [N, classes].")
+    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"fit: got labels from {int(y.min())} to {int(y.max())}; want 0 to {logits.shape[1] - 1}, as the model has "
+            f"{logits.shape[1]} outputs."
+        )
+
+
+def _num_steps(loader: Iterable[tuple[Any, Tensor]]) -> int:
+    try:
+        steps = len(loader)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ValueError(
+            f"fit: got a {type(loader).__name__} without len; want a loader that knows it."
+        ) from error
+    if steps < 1:
+        raise ValueError("fit: got an empty loader; want at least one batch an epoch.")
+    return steps
+
+
+def _check_settings(
+    epochs: int,
+    lr: float,
+    warmup: float,
+    distill: float,
+    temperature: float,
+    label_smoothing: float,
+    clip_norm: float | None,
+    precision: str,
+) -> None:
+    rules = [
+        (epochs >= 1, f"epochs={epochs}", "1 or more"),
+        (lr > 0, f"lr={lr}", "above 0"),
+        (0 <= warmup < max(epochs, 1), f"warmup={warmup}", f"0 or more epochs, fewer than all {epochs}"),
+        (0 <= distill <= 1, f"distill={distill}", "0 (labels only) to 1 (teacher only)"),
+        (temperature > 0, f"temperature={temperature}", "above 0"),
+        (0 <= label_smoothing < 1, f"label_smoothing={label_smoothing}", "0 to below 1"),
+        (clip_norm is None or clip_norm > 0, f"clip_norm={clip_norm}", "above 0, or None"),
+        (precision in ("float32", "bfloat16"), f"precision={precision!r}", "'float32' or 'bfloat16'"),
+    ]
+    for good, got, want in rules:
+        if not good:
+            raise ValueError(f"fit: got {got}; want {want}.")
+
+
+def _rate(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Fraction of the peak learning rate: a line up to 1, then half a cosine down to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
+
+
+def _sandwich_picks(num_subnets: int, steps: int, seed: int, epoch: int) -> list[Sequence[int]]:
+    """The subnets that each step trains: the smallest, two between, the largest (US-Nets, section 3.2)."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    between = max(num_subnets - 2, 0)
+    draws = [(1 + torch.randperm(between, generator=generator)[:2]).tolist() for _ in range(steps)]
+    return [sorted({0, *draw, num_subnets - 1}) for draw in draws]
+
+
+def _decay_groups(net: nn.Module, decaying: dict[str, float]) -> list[dict[str, Any]]:
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], **decaying},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _frozen(teacher: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    teacher = copy.deepcopy(teacher).to(device)
+    return teacher.to(memory_format=layout).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
+
+
+def _as_it_is(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return module
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _call(module: Callable[..., Tensor], x: Any) -> Tensor:
+    if isinstance(x, dict):
+        return module(**x)
+    return module(*x) if isinstance(x, tuple | list) else module(x)
+
+
+def _logits(module: Callable[..., Tensor], x: Any, autocast: torch.autocast) -> Tensor:
+    """Outputs of at least float32: the loss is not taken in half precision."""
+    with autocast:
+        logits = _call(module, x)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    values = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else [x]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _to(x: Any, device: torch.device, channels_last: bool) -> Any:
+    if isinstance(x, dict):
+        return {name: _to(value, device, channels_last) for name, value in x.items()}
+    if isinstance(x, tuple | list):
+        return tuple(_to(value, device, channels_last) for value in x)
+    layout = torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format
+    return x.to(device, non_blocking=True, memory_format=layout)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Each submodule gets its own mode back, so that a norm frozen by the user stays frozen."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """An epoch's random numbers depend on nothing before it, which is why a checkpoint needs none of their state."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(epoch_seed(seed, epoch))
+        yield
+
+
+@contextmanager
+def _quiet(num_subnets: int) -> Iterator[None]:
+    """Settings of torch that many subnets of one class need; both are put back."""
+    many = torch.compiler.config.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        # torch stops compiling the code of a class at its eighth variant, and every subnet is one.
+        recompile_limit=8 * (num_subnets + 1)
+    )
+    with warnings.catch_warnings(), many:
+        # Aliases have the layout of a slice, not of a small tensor: that is the point of them.
+        warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
+        yield
+
+
+@contextmanager
+def _progress_bar(
+    enabled: bool, total: int
+) -> Iterator[tuple[Callable[[int, str, str], None], Callable[[str], None]]]:
+    """Two functions: move the bar, and print a line above it."""
+    if not enabled:
+        yield (lambda *_: None), (lambda _: None)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    status = TextColumn("{task.fields[status]}", markup=False)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn(), status, transient=True
+    ) as bar:
+        task = bar.add_task("", total=total, status="")
+        yield (
+            lambda done, what, status: bar.update(task, completed=done, description=what, status=status),
+            lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+
+
+def _summary(record: Epoch, epochs: int) -> str:
+    def score(name: str) -> str:
+        valid = f" {100 * record.validation[name]:.1f}%" if record.validation else ""
+        return f"{name}: {record.loss[name]:.3f} {100 * record.accuracy[name]:.1f}%{valid}"
+
+    what = "loss, training, validation" if record.validation else "loss, training"
+    scores = "  ".join(score(name) for name in record.loss)
+    return f"epoch {record.epoch}/{epochs}  {record.seconds:.0f} s  ({what})  {scores}"
