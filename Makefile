@@ -71,7 +71,7 @@ sanitize: .venv/stamp
 		build=build/$${kind/,/-}; \
 		$(CMAKE) -S . -B $$build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRHEOSTAT_TESTS=ON -DRHEOSTAT_SANITIZE=$$kind; \
 		$(BIN)/cmake --build $$build; \
-		$$fixed $(BIN)/ctest --test-dir $$build --output-on-failure; \
+		$$fixed $(BIN)/ctest --test-dir $$build --parallel 2 --output-on-failure; \
 	done
 
 wheel: .venv/stamp

@@ -60,7 +60,7 @@ def lived_in(model: nn.Module, example: Example) -> nn.Module:
     """Give `model` random biases, affines and scales and running statistics of random batches; eval mode."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim <= 1:
+            if parameter.ndim <= 1 or bool((parameter == 0).all()):
                 parameter.add_(0.2 * torch.randn_like(parameter))
         model.train()
         for _ in range(2):

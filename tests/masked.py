@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from rheostat.train.graph import Graph
+from rheostat.train.graph import ChannelGroup, Graph
 
 
 def kept(graph: Graph, widths: tuple[int, ...]) -> dict[str, dict[int, np.ndarray]]:
@@ -99,6 +99,12 @@ def _on_kept(module: nn.Module, indices: Tensor, dim: int):
         return torch.zeros_like(x).index_copy(dim, indices, y)
 
     return forward
+
+
+def owners(graph: Graph, axis: str) -> list[ChannelGroup]:
+    """The groups that own indices of an axis written "conv.weight" (dimension 0) or "conv.weight:1"."""
+    name, _, dim = axis.partition(":")
+    return [g for g in graph.groups if any(a.tensor == name and a.dim == int(dim or 0) for a in g.axes)]
 
 
 def leaves(output: object) -> list[Tensor]:

@@ -58,7 +58,7 @@ def test_runs_with_numpy_alone(wheel: Path, tmp_path: Path) -> None:
         "import rheostat\n"
         "print(rheostat.Engine.__module__, rheostat.cost.__module__, rheostat.choose([1.0, 2.0], 1.5))\n"
         "try:\n    rheostat.trace\nexcept ImportError as error:\n    print(error)\n"
-        "try:\n    rheostat.Engine('missing.safetensors')\nexcept OSError as error:\n    print('missing')\n"
+        "try:\n    rheostat.Engine('missing.safetensors')\nexcept (OSError, rheostat.ArtifactError):\n    print('missing')\n"
     )
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [

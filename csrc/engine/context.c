@@ -89,14 +89,14 @@ typedef struct {
 static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count) {
     const int64_t area = (int64_t)c->height * c->width;
     int64_t sample = first / area, y = first % area / c->width, x = first % area % c->width;
-    const int32_t step = c->op->stride[1] * c->in->stride;
+    const int64_t step = (int64_t)c->op->stride[1] * c->in->stride;
     pixels->count = (int32_t)count;
     pixels->has_residual = c->residual != NULL;
     for (int32_t m = 0; m < count;) {
         const int32_t n = (int32_t)min64(count - m, c->width - x);
         const float *input = c->input + sample * c->in->size + y * c->op->stride[0] * c->in->pitch + x * step;
         float *output = c->output + sample * c->out->size + y * c->out->pitch + x * c->out->stride;
-        for (int32_t i = 0; i < n; i++) pixels->input[m + i] = input + (int64_t)i * step;
+        for (int32_t i = 0; i < n; i++) pixels->input[m + i] = input + i * step;
         for (int32_t i = 0; i < n; i++) pixels->output[m + i] = output + (int64_t)i * c->out->stride;
         if (c->residual != NULL) {
             const rh_layout *r = c->residual_layout;

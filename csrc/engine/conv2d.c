@@ -10,30 +10,32 @@
 
 #include "model.h"
 
-/* Output channels that start a panel: a segment of the full output, or a group. */
+/* Output channels that start a panel: a segment of the full output, or the part of one that lies in a group.
+ */
 typedef struct {
     int32_t first;
     int32_t count;
+    int32_t group;
     int32_t panel;
 } column_block;
 
 static int32_t panels_of(int32_t channels) { return (channels + RH_LANES - 1) / RH_LANES; }
 
-/* The part of [first, first + count) that is kept, if it is a prefix: its length and the compact index where
- * it starts. */
-static int kept_prefix(const rh_stretch *stretches, int32_t num, int32_t first, int32_t count, int32_t *kept,
-                       int32_t *compact) {
-    *kept = 0;
+/* The part of `stretches` that lies in the full channels [first, first + count), counted from there; its
+ * first compact channel goes to `compact`. Returns the number of stretches. */
+static int32_t clip(const rh_stretch *stretches, int32_t num, int32_t first, int32_t count, rh_stretch *part,
+                    int32_t *compact) {
+    int32_t found = 0;
     for (int32_t s = 0; s < num; s++) {
         const int32_t from = stretches[s].full > first ? stretches[s].full : first;
         const int32_t last = stretches[s].full + stretches[s].count;
         const int32_t to = last < first + count ? last : first + count;
         if (from >= to) continue;
-        if (from != first + *kept) return 0;
-        if (*kept == 0) *compact = stretches[s].compact + from - stretches[s].full;
-        *kept += to - from;
+        const int32_t start = stretches[s].compact + from - stretches[s].full;
+        if (found == 0) *compact = start;
+        part[found++] = (rh_stretch){start - *compact, from - first, to - from};
     }
-    return 1;
+    return found;
 }
 
 static int32_t pack(rh_model *model, rh_op *op, const float *weight, const column_block *blocks,
@@ -98,53 +100,81 @@ static void add_units(rh_op_plan *plan, const column_block *block, int32_t input
     }
 }
 
-/* Subnet `k` of an ordinary convolution (one group) or of a grouped one. */
+/* Room for the stretches of one subnet: all inputs, all outputs, the inputs of one group and of another one.
+ */
+typedef struct {
+    rh_stretch *ins;
+    rh_stretch *outs;
+    rh_stretch *group;
+    rh_stretch *other;
+} scratch;
+
+/* The units of subnet `k`, and its runs. Every group that is kept must keep the same of its inputs, because
+ * the groups share one list of runs. */
 static int32_t plan_subnet(rh_model *model, rh_op *op, int32_t k, const column_block *blocks,
-                           int32_t num_blocks, int32_t num_panels, rh_stretch *ins, rh_stretch *outs) {
+                           int32_t num_blocks, const scratch *room) {
     const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
-    const int32_t num_ins = rh_value_stretches(in, k, ins), num_outs = rh_value_stretches(out, k, outs);
+    const int32_t num_ins = rh_value_stretches(in, k, room->ins);
+    const int32_t num_outs = rh_value_stretches(out, k, room->outs);
     rh_op_plan *plan = &op->plan[k];
-    plan->units = rh_model_alloc(model, num_panels, sizeof(rh_unit));
+    plan->units = rh_model_alloc(
+        model, blocks[num_blocks - 1].panel + panels_of(blocks[num_blocks - 1].count), sizeof(rh_unit));
     if (plan->units == NULL) return RH_OUT_OF_MEMORY;
-    const int grouped = op->group_inputs != in->total;
-    int32_t group_kept = 0;
+    int32_t num_group = 0;
     for (int32_t b = 0; b < num_blocks; b++) {
-        int32_t kept = 0, output = 0, input = 0;
-        if (!kept_prefix(outs, num_outs, blocks[b].first, blocks[b].count, &kept, &output))
-            return RH_UNSUPPORTED;
-        if (grouped) {
-            int32_t read = 0;
-            if (!kept_prefix(ins, num_ins, b * op->group_inputs, op->group_inputs, &read, &input))
-                return RH_UNSUPPORTED;
-            if ((read == 0) != (kept == 0)) return RH_UNSUPPORTED;
-            if (read > 0 && group_kept > 0 && read != group_kept) return RH_UNSUPPORTED;
-            if (read > 0) group_kept = read;
+        int32_t output = 0, input = 0;
+        const int32_t parts =
+            clip(room->outs, num_outs, blocks[b].first, blocks[b].count, room->other, &output);
+        if (parts == 0) continue;
+        if (parts > 1 || room->other[0].full != 0) return RH_UNSUPPORTED;
+        const int32_t kept = room->other[0].count, first = blocks[b].group * op->group_inputs;
+        const int32_t reads = clip(room->ins, num_ins, first, op->group_inputs, room->other, &input);
+        if (num_group == 0) {
+            num_group = reads;
+            memcpy(room->group, room->other, (size_t)reads * sizeof(rh_stretch));
         }
+        if (reads == 0 || reads != num_group ||
+            memcmp(room->group, room->other, (size_t)reads * sizeof(rh_stretch)) != 0)
+            return RH_UNSUPPORTED;
         /* A lone block may write whole panels: its pixels are as wide. */
         add_units(plan, &blocks[b], input, output, num_blocks == 1 ? rh_round_up(kept, RH_LANES) : kept);
     }
-    const rh_stretch group = {0, 0, group_kept};
-    return grouped ? plan_runs(model, op, k, &group, 1) : plan_runs(model, op, k, ins, num_ins);
+    return plan_runs(model, op, k, room->group, num_group);
+}
+
+/* Cuts the full output where a segment or a group ends. */
+static int32_t cut(const rh_value *out, int32_t group_outputs, column_block *blocks) {
+    int32_t num = 0, first = 0, panel = 0;
+    for (int32_t s = 0; s < out->num_segments; s++) {
+        const int32_t end = first + out->full[s];
+        while (first < end) {
+            const int32_t group = first / group_outputs, group_end = (group + 1) * group_outputs;
+            const int32_t count = (end < group_end ? end : group_end) - first;
+            blocks[num++] = (column_block){first, count, group, panel};
+            first += count;
+            panel += panels_of(count);
+        }
+    }
+    return num;
 }
 
 static int32_t plan_panels(rh_model *model, rh_op *op, const rh_op_desc *desc, int32_t groups) {
     const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
-    const int32_t num_blocks = groups == 1 ? out->num_segments : groups;
-    column_block *blocks = malloc((size_t)num_blocks * sizeof(column_block));
-    rh_stretch *ins = malloc((size_t)(in->num_segments + out->num_segments) * sizeof(rh_stretch));
-    int32_t status = blocks == NULL || ins == NULL ? RH_OUT_OF_MEMORY : RH_OK;
-    int32_t first = 0, panel = 0;
-    for (int32_t b = 0; status == RH_OK && b < num_blocks; b++) {
-        const int32_t count = groups == 1 ? out->full[b] : out->total / groups;
-        blocks[b] = (column_block){first, count, panel};
-        first += count;
-        panel += panels_of(count);
+    const size_t ins = (size_t)in->num_segments, outs = (size_t)out->num_segments;
+    column_block *blocks = malloc((outs + (size_t)groups) * sizeof(column_block));
+    rh_stretch *stretches = malloc((3 * ins + 2 * outs) * sizeof(rh_stretch));
+    int32_t status = blocks == NULL || stretches == NULL ? RH_OUT_OF_MEMORY : RH_OK;
+    if (status == RH_OK) {
+        /* `other` is last: it holds stretches of inputs or of outputs. */
+        const scratch room = {stretches, stretches + ins, stretches + ins + outs, stretches + 2 * ins + outs};
+        const int32_t num_blocks = cut(out, out->total / groups, blocks);
+        const column_block *last = &blocks[num_blocks - 1];
+        status = pack(model, op, desc->weight, blocks, num_blocks, last->panel + panels_of(last->count));
+        for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
+            status = plan_subnet(model, op, k, blocks, num_blocks, &room);
     }
-    if (status == RH_OK) status = pack(model, op, desc->weight, blocks, num_blocks, panel);
-    for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
-        status = plan_subnet(model, op, k, blocks, num_blocks, panel, ins, ins + in->num_segments);
     free(blocks);
-    free(ins);
+    free(stretches);
     return status;
 }
 

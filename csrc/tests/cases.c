@@ -225,6 +225,18 @@ static void grouped_prefix(test_model *m) {
     conv(m, 2, 3, 1, 1, 0, 2, RH_NONE);
 }
 
+/* Segments within groups: two groups read and write by one convolution, six by the next. */
+static void grouped_segments(test_model *m) {
+    value(m, 5, 5, WHOLE(12));
+    value(m, 5, 5, SEGMENTS({6, 2, 3, 6}, {6, 2, 3, 6}));
+    value(m, 5, 5,
+          SEGMENTS({4, 1, 3, 4}, {4, 1, 3, 4}, {4, 1, 3, 4}, {4, 1, 3, 4}, {4, 1, 3, 4}, {4, 1, 3, 4}));
+    value(m, 5, 5, SEGMENTS({30, 10, 20, 30}, {30, 10, 20, 30}, {30, 10, 20, 30}));
+    conv(m, 0, 1, 1, 1, 0, 1, RH_RELU);
+    conv(m, 1, 2, 3, 1, 1, 2, RH_RELU);
+    conv(m, 2, 3, 3, 1, 1, 3, RH_NONE);
+}
+
 static void pools(test_model *m) {
     value(m, 11, 9, WHOLE(3));
     value(m, 11, 9, NARROW);
@@ -338,6 +350,7 @@ const test_case cases[] = {
     {"depthwise_input", depthwise_input},
     {"grouped_whole", grouped_whole},
     {"grouped_prefix", grouped_prefix},
+    {"grouped_segments", grouped_segments},
     {"pools", pools},
     {"pools_ceil", pools_ceil},
     {"squeeze_excite", squeeze_excite},

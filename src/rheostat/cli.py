@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -49,7 +50,7 @@ class OneLineErrors(TyperGroup):
         try:
             status = super().main(*args, **(extra | {"standalone_mode": False}))
         except USAGE_ERROR as mistake:
-            _fail(f"{mistake.format_message()} See rheostat --help.")
+            _fail(f"{mistake.format_message().rstrip('.')}; see rheostat --help")
         except ModuleNotFoundError as missing:
             library = (missing.name or "").partition(".")[0]
             if library not in EXTRAS:
@@ -115,29 +116,32 @@ def demo(
     from rheostat_recipes.run import Run
     from rheostat_recipes.uniform import digits
 
-    console = _console(quiet=as_json)
+    console = _console(stderr=as_json)
     run = Run(out=out, seed=seed)
     checkpoint = run.checkpoint()
     checkpoint.unlink(missing_ok=True)
     console.rule("1  Train four widths on one set of weights", align="left")
-    artifact = digits(run).artifact
+    with _stdout_for_json_only(as_json):
+        artifact = digits(run).artifact
     checkpoint.unlink(missing_ok=True)
 
     console.rule("2  Measure them in the engine", align="left")
     _measure_into(artifact)
     program = read_program(artifact)
     console.print(_subnet_table(program.subnets))
-    console.print(f"All of them are in [b]{artifact}[/b] ({artifact.stat().st_size:,} bytes).\n")
+    console.print(f"All of them are in {artifact} ({artifact.stat().st_size:,} bytes).\n")
 
     console.rule("3  Turn the dial in a process without PyTorch", align="left")
     stream = out / "dial.json"
     command = [sys.executable, "-m", "rheostat", "dial", str(artifact), "--out", str(stream)]
     # Whatever the child prints belongs to the person who watches, not to a program that reads the JSON.
-    subprocess.run(command, check=True, stdout=sys.stderr if as_json else None)
+    child = subprocess.run(command, check=False, stdout=sys.stderr if as_json else None)
+    if child.returncode != 0:  # it has said why
+        raise typer.Exit(child.returncode)
     turns = [Turn(**turn) for turn in json.loads(stream.read_text(encoding="utf-8"))["turns"]]
     page = out / "report.html"
     report(page, "One network, four operating points", program, turns)
-    console.print(f"\nReport: [b]{page}[/b]")
+    console.print(f"\nReport: {page}")
     if as_json:
         _print_json([asdict(info) for info in program.subnets])
 
@@ -147,7 +151,7 @@ def dial(
     artifact: ArtifactPath,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every turn as JSON.")] = None,
     data: DataDir = None,
-    num: Annotated[int, typer.Option(min=24, help="Inputs in the stream.")] = 960,
+    num: Annotated[int, typer.Option(min=12, help="Inputs in the stream.")] = 960,
 ) -> None:
     """Run a stream of inputs under a changing latency budget and show which subnet each got."""
     import math
@@ -181,9 +185,9 @@ def dial(
     console.print(_dial_table(turns, names))
     within = sum(turn["latency_ms"] <= turn["budget_ms"] for turn in turns)
     console.print(
-        f"{len(turns)} inputs: [b]{sum(turn['correct'] for turn in turns) / len(turns):.1%}[/b] answered correctly, "
-        f"[b]{within / len(turns):.1%}[/b] within budget (choice and switch included). "
-        f"PyTorch in this process: [b]{'yes' if 'torch' in sys.modules else 'no'}[/b]."
+        f"{len(turns)} inputs: {sum(turn['correct'] for turn in turns) / len(turns):.1%} answered correctly, "
+        f"{within / len(turns):.1%} within budget (choice and switch included). "
+        f"PyTorch in this process: {'yes' if 'torch' in sys.modules else 'no'}."
     )
     if out is not None:
         out.write_text(json.dumps({"subnets": names, "turns": turns}), encoding="utf-8")
@@ -217,19 +221,20 @@ def train(
         table = Table("recipe", "what it does", box=None, header_style="bold")
         for name, function in recipes.items():
             table.add_row(name, (function.__doc__ or "").partition("\n")[0])
-        Console().print(table)
+        _console().print(table)
         return
     if recipe not in recipes:
         raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
     run = Run(out or Path("rheostat-runs") / f"{recipe}-{seed}", data, smoke, resume, seed)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
-    result = recipes[recipe](run)
+    with _stdout_for_json_only(as_json):
+        result = recipes[recipe](run)
     infos = read_program(result.artifact).subnets
     if as_json:
         _print_json([asdict(info) for info in infos])
     else:
-        Console().print(_subnet_table(infos), f"{result.artifact}\n{result.record}", sep="\n")
+        _console().print(_subnet_table(infos), f"{result.artifact}\n{result.record}", sep="\n")
 
 
 @app.command("eval")
@@ -248,7 +253,7 @@ def evaluate(
             engine.select(index)
             batches = range(0, len(x), 250)
             right = 0
-            for start in track(batches, f"subnet {info.name}", console=Console(stderr=True), transient=True):
+            for start in track(batches, f"subnet {info.name}", console=_console(stderr=True), transient=True):
                 answer = engine(x[start : start + 250])
                 right += int((answer.argmax(1) == labels[start : start + 250]).sum())
             rows.append(
@@ -257,13 +262,11 @@ def evaluate(
     if as_json:
         _print_json(rows)
         return
-    table = _table(
-        f"{program.provenance['data']}, {len(x):,} test images", "subnet", "accuracy", "in the artifact"
-    )
+    table = _table("subnet", "accuracy", "in the artifact")
     for row in rows:
         recorded = "–" if row["recorded"] is None else f"{row['recorded']:.2%}"
         table.add_row(row["subnet"], f"{row['accuracy']:.2%}", recorded)
-    Console().print(table)
+    _console().print(f"{program.provenance['data']}, {len(x):,} test images", table, sep="\n")
 
 
 @app.command()
@@ -289,22 +292,22 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
             }
         )
         return
-    console = Console()
-    console.print(f"[b]{program.model}[/b], input {list(program.input.shape)}, made by {program.producer}")
+    console = _console()
+    console.print(f"{program.model}, input {list(program.input.shape)}, made by {program.producer}")
     for key, value in program.provenance.items():
-        console.print(f"  {key}: {value}", markup=False, highlight=False)
+        console.print(f"  {key}: {value}")
     if program.ops is None:
-        console.print(f"[b]The engine cannot run it:[/b] {program.unsupported}")
+        console.print(f"The engine cannot run it: {program.unsupported}")
     console.print(_subnet_table(program.subnets))
-    table = _table("Channel groups, units kept by each subnet", "group", *names, "of", "pinned")
+    table = _table("group", *names, "of", "pinned")
     for group in program.groups:
         table.add_row(group.name, *map(str, group.widths), str(group.size), group.pinned or "")
-    console.print(table)
+    console.print("Channel groups, units kept by each subnet", table, sep="\n")
     if program.ops is not None:
-        table = _table("Channels per layer", "layer", *names)
+        table = _table("layer", *names)
         for name, kept in rows:
             table.add_row(name, *map(str, kept))
-        console.print(table)
+        console.print("Channels per layer", table, sep="\n")
 
 
 @app.command()
@@ -324,7 +327,7 @@ def bench(
 
     program = read_program(artifact)
     x = np.random.default_rng(0).standard_normal((batch, *program.input.shape), dtype=np.float32)
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with Engine(artifact, threads=threads) as engine, console.status("measuring"):
         measured = latency(engine, x, repeats=repeats)
     rows = [
@@ -335,12 +338,10 @@ def bench(
         _print_json(rows)
         return
     cores = "all cores" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
-    table = _table(
-        f"Latency, batch {batch}, {cores}, {repeats} inferences each", "subnet", "MACs", "p50", "p95"
-    )
+    table = _table("subnet", "MACs", "p50", "p95")
     for info, (p50, p95) in zip(program.subnets, measured, strict=True):
         table.add_row(info.name, f"{info.macs:,}", _time(p50), _time(p95))
-    Console().print(table)
+    _console().print(f"batch {batch}, {cores}, {repeats} inferences of each subnet", table, sep="\n")
 
 
 @app.command()
@@ -375,19 +376,19 @@ def paper_table(
         _print_json([asdict(cell) for cell in shown.cells])
         return
     columns = list(dict.fromkeys(cell.column for cell in shown.cells))
-    table = _table(f"{shown.title} (paper / ours)", "", *columns)
+    title, table = f"{shown.title} (paper / ours)", _table("", *columns)
     for row in dict.fromkeys(cell.row for cell in shown.cells):
         cells = {cell.column: cell for cell in shown.cells if cell.row == row}
         texts = [f"{cells[c].paper} / {_ours(cells[c].ours)}" if c in cells else "" for c in columns]
         table.add_row(row, *texts)
-    console = Console()
+    console = _console()
     # Wide tables are read column by column rather than broken in the middle of a number.
     if console.measure(table, options=console.options.update(width=500)).maximum > console.width:
-        table = _table(shown.title, "row", "column", "paper", "ours", "unit", "seeds")
+        title, table = shown.title, _table("row", "column", "paper", "ours", "unit", "seeds")
         for cell in shown.cells:
             seeds = str(cell.seeds or "")
             table.add_row(cell.row, cell.column, str(cell.paper), _ours(cell.ours), cell.unit, seeds)
-    console.print(table, shown.source, *([shown.note] if shown.note else []), sep="\n")
+    console.print(title, table, shown.source, *([shown.note] if shown.note else []), sep="\n")
     for note in dict.fromkeys(cell.note for cell in shown.cells if cell.note):
         rows = dict.fromkeys(cell.row for cell in shown.cells if cell.note == note)
         console.print(f"{', '.join(rows)}: {note}", style="dim")
@@ -432,7 +433,7 @@ def _measure_into(artifact: Path) -> None:
 
 
 def _subnet_table(infos: Iterable[SubnetInfo]) -> Table:
-    table = _table("", "subnet", "parameters", "MACs", "accuracy", "p50", "p95", "bytes")
+    table = _table("subnet", "parameters", "MACs", "accuracy", "p50", "p95", "bytes")
     for info in infos:
         table.add_row(
             info.name,
@@ -447,13 +448,13 @@ def _subnet_table(infos: Iterable[SubnetInfo]) -> Table:
 
 
 def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
-    """The stream in 24 parts: the budget, the subnet that most inputs of a part got, and what came of it."""
-    table = _table("", "inputs", "budget", "subnet", "dial", "latency p50", "correct")
-    length = -(-len(turns) // 24)
+    """Show the stream in 12 parts: the budget, the subnet that most inputs of a part got, and what came of it."""
+    table = _table("inputs", "budget", "subnet", "dial", "latency p50", "correct")
+    length = -(-len(turns) // 12)
     for start in range(0, len(turns), length):
         part = turns[start : start + length]
         chosen = [turn["subnet"] for turn in part]
-        index = max(set(chosen), key=chosen.count)
+        index: int = max(set(chosen), key=chosen.count)
         times = sorted(turn["latency_ms"] for turn in part)
         table.add_row(
             f"{start}–{start + len(part) - 1}",
@@ -466,8 +467,8 @@ def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", header_style="bold", title_style="bold")
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold")
     for index, column in enumerate(columns):
         words = column in ("pinned", "dial", "column", "unit")
         table.add_column(column, justify="left" if index == 0 or words else "right", no_wrap=not words)
@@ -484,9 +485,14 @@ def _ours(number: float | None) -> str:
     return "–" if number is None else f"{number:g}"
 
 
-def _console(quiet: bool = False) -> Console:
-    """The console of the person who watches; the error stream when the output is for a program."""
-    return Console(stderr=quiet)
+def _console(stderr: bool = False) -> Console:
+    """Return a console that prints names from files as they are, brackets included."""
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
+def _stdout_for_json_only(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Send what training prints to the error stream while the output belongs to a program."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _print_json(value: object) -> None:

@@ -77,7 +77,7 @@ def accuracy_latency(infos: Sequence[SubnetInfo]) -> Figure:
     axes.scatter(median, accuracy, s=90, color=shades, edgecolor="white", linewidth=1.5, zorder=3)
     for info, x, y in zip(infos, median, accuracy, strict=True):
         axes.annotate(
-            f"{info.name}×" if _is_number(info.name) else info.name,
+            _label(info.name),
             (x, y),
             xytext=(0, 10),
             textcoords="offset points",
@@ -97,14 +97,14 @@ def channels(names: Sequence[str], rows: Sequence[tuple[str, tuple[int, ...]]]) 
     positions = range(len(rows))
     shades = _shades(len(names))
     for index in reversed(range(len(names))):
-        label = f"{names[index]}×" if _is_number(names[index]) else names[index]
+        label = _label(names[index])
         heights = [kept[index] for _, kept in rows]
         axes.bar(
             positions, heights, width=0.82, color=shades[index], label=label, zorder=2 + len(names) - index
         )
     if len(rows) <= 40:
         axes.set_xticks(
-            positions, [name for name, _ in rows], rotation=55, ha="right", rotation_mode="anchor"
+            positions, [_label(name) for name, _ in rows], rotation=55, ha="right", rotation_mode="anchor"
         )
         axes.tick_params(axis="x", labelsize=7.5)
     else:
@@ -138,7 +138,7 @@ def dial(names: Sequence[str], turns: Sequence[Turn]) -> Figure:
             (step, scale * t.latency_ms) for step, t in zip(steps, turns, strict=True) if t.subnet == index
         ]
         if chosen:
-            label = f"{name}×" if _is_number(name) else name
+            label = _label(name)
             axes.scatter(*zip(*chosen, strict=True), s=9, color=shades[index], label=label, zorder=2)
     # A single interruption by another process would squeeze everything else to the bottom.
     axes.set_ylim(0, 1.25 * scale * max(turn.budget_ms for turn in turns))
@@ -161,12 +161,13 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
     smallest, largest = infos[0], infos[-1]
     curve = _picture(accuracy_latency(infos), "Accuracy over latency, one point for each subnet")
     bars = _picture(channels(names, layers(program)), "Channels that each subnet keeps in each layer")
-    assert smallest.accuracy is not None and largest.accuracy is not None
-    assert smallest.latency_ms_p50 is not None and largest.latency_ms_p50 is not None
+    # `accuracy_latency` has refused a program without measured numbers.
+    least, most = (100 * (info.accuracy or 0) for info in (smallest, largest))
+    faster = (largest.latency_ms_p50 or 0) / (smallest.latency_ms_p50 or 1)
     tiles = [
         (str(len(infos)), "operating points in one file"),
-        (f"{100 * smallest.accuracy:.1f}–{100 * largest.accuracy:.1f} %", "accuracy, smallest to largest"),
-        (f"{largest.latency_ms_p50 / smallest.latency_ms_p50:.1f}×", "faster at the smallest"),
+        (f"{least:.1f}–{most:.1f} %", "accuracy, smallest to largest"),
+        (f"{faster:.1f}×", "faster at the smallest"),
         (f"{largest.macs / smallest.macs:.0f}×", "fewer multiplications"),
     ]
     sections = [
@@ -263,8 +264,9 @@ def _time_unit(largest_ms: float) -> tuple[float, str]:
     return (1000, "µs") if largest_ms < 1 else (1, "ms")
 
 
-def _is_number(name: str) -> bool:
-    return name.replace(".", "", 1).isdigit()
+def _label(name: str) -> str:
+    """Return a name as Matplotlib prints it: widths with their sign, and nothing read as a formula."""
+    return f"{name}×" if name.replace(".", "", 1).isdigit() else name.replace("$", r"\$")
 
 
 _PAGE = """<!doctype html>

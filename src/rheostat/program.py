@@ -838,7 +838,9 @@ def whole_groups(op: Conv2d, groups: int, x: Value, out: Value) -> bool:
 
 
 def _equal_segments(value: Value, count: int) -> bool:
-    return len(value.channels) == count and all(s == value.channels[0] for s in value.channels)
+    """Whether the segments are the same few, `count` times over."""
+    each = len(value.channels) // count
+    return each > 0 and value.channels == value.channels[:each] * count
 
 
 def _epilogue(

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map
 
 import rheostat as rh
 from cases import CASES, Case, ConstantView, Through, call, flatten_cnn
-from masked import relative_error, tensors
+from masked import owners, relative_error, tensors
 from random_nets import random_nets
-from rheostat.train.graph import ChannelGroup, Graph
+from rheostat.train.graph import Graph
 
 PARAMS = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES]
 
@@ -30,12 +30,6 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(scope="module")
 def graph(case: Case) -> Graph:
     return rh.trace(case.model(), case.inputs())
-
-
-def owners(graph: Graph, axis: str) -> list[ChannelGroup]:
-    """The groups that own indices of an axis written "conv.weight" (dimension 0) or "conv.weight:1"."""
-    name, _, dim = axis.partition(":")
-    return [g for g in graph.groups if any(a.tensor == name and a.dim == int(dim or 0) for a in g.axes)]
 
 
 def permuted(graph: Graph, seed: int = 0, only: int | None = None) -> nn.Module:

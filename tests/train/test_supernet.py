@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_map
 
 import rheostat as rh
 from cases import CASES, Case, Example, call, flatten_cnn
-from masked import gather, kept, leaves, masked, relative_error, scatter, tensors
+from masked import gather, kept, leaves, masked, owners, relative_error, scatter, tensors
 from random_nets import random_nets
-from rheostat.train.graph import ChannelGroup, Graph
+from rheostat.train.graph import Graph
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 PARAMS = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in CASES]
@@ -50,12 +50,6 @@ def built(request: pytest.FixtureRequest) -> Built:
     model = case.model()
     graph = rh.trace(model, case.inputs())
     return Built(case, model, graph, rh.Supernet(graph, rh.uniform(graph, WIDTHS)).eval())
-
-
-def owners(graph: Graph, axis: str) -> list[ChannelGroup]:
-    """The groups that own indices of an axis written "conv.weight" (dimension 0) or "conv.weight:1"."""
-    name, _, dim = axis.partition(":")
-    return [g for g in graph.groups if any(a.tensor == name and a.dim == int(dim or 0) for a in g.axes)]
 
 
 def assert_subnets_are_right(net: rh.Supernet, inputs: Example, tolerance: float = 1e-4) -> None:
@@ -425,6 +419,35 @@ def test_odd_widths_of_index_constants(name: str, width: float) -> None:
     """Constants in Python fit at some widths and not at others: whatever is kept computes the right function."""
     case = BY_NAME[name]
     assert_subnets_are_right(supernet(case, (width, 1.0)), case.inputs(seed=10))
+
+
+class ZeroGate(nn.Module):
+    """A branch that divides by its width and is multiplied by a scalar that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc0, self.fc1, self.fc2, self.head = (
+            nn.Linear(a, b) for a, b in ((6, 12), (12, 16), (16, 12), (12, 3))
+        )
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc0(x)
+        y = torch.relu(self.fc1(x))
+        return self.head(x + self.gate * self.fc2(y / y.shape[1] ** 0.5))
+
+
+def test_a_branch_that_starts_at_zero_is_checked_too() -> None:
+    graph = rh.trace(ZeroGate(), torch.randn(4, 6))
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    (group,) = owners(net.graph, "fc1.weight")
+    assert group.pinned is not None
+
+
+def test_freezing_reaches_every_subnet() -> None:
+    net = supernet(BY_NAME["preact"])
+    net.requires_grad_(False)
+    assert not any(m(BY_NAME["preact"].inputs()).requires_grad for m in net)
 
 
 def test_tied_weights_stay_tied() -> None:

@@ -99,7 +99,14 @@ class Supernet(nn.Module):
         >>> net = Supernet.load("resnet20.safetensors", resnet20())  # doctest: +SKIP
         """
         program, tensors = artifact.read(path)
-        graph = trace(model, torch.zeros(2, *program.input.shape) if example is None else example)
+        try:
+            graph = trace(model, torch.zeros(2, *program.input.shape) if example is None else example)
+        except ValueError as error:
+            if example is not None:
+                raise
+            raise ValueError(
+                f"{path}: zeros of {program.input.shape} do not do, for want of an example=: {error}"
+            ) from error
         saved = [(g.name, g.size) for g in program.groups]
         if (found := [(g.name, g.size) for g in graph.groups]) != saved:
             got, want = next((a, b) for a, b in zip_longest(found, saved) if a != b)

@@ -1,0 +1,166 @@
+"""The recipes' networks against published facts; converted weights against another reading of the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cases import lived_in
+from rheostat_recipes.data import load
+from rheostat_recipes.models.lenet import LeNet5
+from rheostat_recipes.models.resnet import (
+    CifarResNet,
+    load_published,
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet34,
+    resnet44,
+    resnet50,
+    resnet56,
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "num_parameters"),
+    [
+        (LeNet5, 44_426),
+        # akamaster/pytorch_resnet_cifar10 says 0.27M, 0.46M, 0.66M, 0.85M
+        (resnet20, 269_722),
+        (resnet32, 464_154),
+        (resnet44, 658_586),
+        (resnet56, 853_018),
+        # torchvision's documentation
+        (resnet18, 11_689_512),
+        (resnet34, 21_797_672),
+        (resnet50, 25_557_032),
+    ],
+)
+def test_parameters(build, num_parameters: int) -> None:
+    assert sum(p.numel() for p in build().parameters()) == num_parameters
+
+
+def test_imagenet_names_are_those_of_torchvision() -> None:
+    names = set(resnet50().state_dict())
+    assert {
+        "conv1.weight",
+        "layer1.0.downsample.0.weight",
+        "layer1.0.downsample.1.running_var",
+        "fc.bias",
+    } <= names
+    assert "layer4.2.bn3.num_batches_tracked" in names
+    assert not any(".shortcut" in name for name in names)
+    assert not any(name.startswith("layer1.0.downsample") for name in resnet18().state_dict())
+
+
+@pytest.mark.parametrize("size", [32, 40, 64])
+def test_any_image_size(size: int) -> None:
+    assert resnet20()(torch.zeros(2, 3, size, size)).shape == (2, 10)
+    assert resnet18(7)(torch.zeros(2, 3, 2 * size, 2 * size)).shape == (2, 7)
+
+
+def published(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The published network as a function of its file: the shortcut pads half of the new channels on each side."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            state[f"module.{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias)
+
+    x = norm("bn1", F.conv2d(x, state["module.conv1.weight"], padding=1)).relu()
+    for stage in (1, 2, 3):
+        block = 0
+        while f"module.layer{stage}.{block}.conv1.weight" in state:
+            name = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            out = F.conv2d(x, state[f"module.{name}.conv1.weight"], stride=stride, padding=1)
+            out = F.conv2d(norm(f"{name}.bn1", out).relu(), state[f"module.{name}.conv2.weight"], padding=1)
+            out = norm(f"{name}.bn2", out)
+            if stride == 2:
+                side = out.shape[1] // 4
+                x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
+            x, block = (out + x).relu(), block + 1
+    return F.linear(x.mean((2, 3)), state["module.linear.weight"], state["module.linear.bias"])
+
+
+def other(num_blocks: int = 3) -> dict[str, Tensor]:
+    """Weights of a file as published: another network's names, with `module.` in front."""
+    model = lived_in(CifarResNet(num_blocks), torch.randn(4, 3, 32, 32))
+    return {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("counters", [True, False], ids=["with counters", "written before PyTorch 0.4.1"])
+def test_published_weights_keep_their_function(counters: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = {n: t for n, t in other().items() if counters or not n.endswith("num_batches_tracked")}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet20.th")
+    model = resnet20()
+    load_published(model, tmp_path / "resnet20.th")
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), published(state, x), rtol=1e-4, atol=1e-4)
+
+
+def test_another_depth(tmp_path: Path) -> None:
+    torch.save({"state_dict": other(5)}, tmp_path / "resnet32.th")
+    with pytest.raises(
+        ValueError, match=r"resnet32\.th: layer1\.3\.bn1\.bias: got \(16,\); want no such tensor"
+    ):
+        load_published(resnet20(), tmp_path / "resnet32.th")
+
+
+def test_not_a_published_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.th"
+    with pytest.raises(ValueError, match=r"model\.th: no such file"):
+        load_published(resnet20(), path)
+    path.write_text("MIT License")
+    with pytest.raises(ValueError, match=r"model\.th: not a file of PyTorch weights"):
+        load_published(resnet20(), path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"model\.th: got a list without a state_dict"):
+        load_published(resnet20(), path)
+
+
+class Opened:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
+    torch.save({"state_dict": Opened(tmp_path / "opened")}, tmp_path / "model.th")
+    with pytest.raises(ValueError, match="not a file of PyTorch weights"):
+        load_published(resnet20(), tmp_path / "model.th")
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "file", "num_right"),
+    [(resnet20(), "resnet20-12fca82f.th", 9173), (resnet32(), "resnet32-d509ac18.th", 9263)],
+    ids=["resnet20", "resnet32"],
+)
+def test_published_accuracy(model: nn.Module, file: str, num_right: int, data: Path) -> None:
+    """The published errors are 8.27 % and 7.37 %."""
+    assert isinstance(model, CifarResNet)
+    load_published(model, data / "resnet_cifar10" / file)
+    model.eval().to(memory_format=torch.channels_last)
+    images = load("cifar10", data)
+    right = 0
+    with torch.no_grad():
+        for start in range(0, 10_000, 1000):
+            x = torch.from_numpy(images.normalized(images.test_images[start : start + 1000]))
+            answer = model(x.to(memory_format=torch.channels_last)).argmax(1).numpy()
+            right += int(np.sum(answer == images.test_labels[start : start + 1000]))
+    assert right == num_right

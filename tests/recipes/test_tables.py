@@ -1,0 +1,109 @@
+"""The papers' tables: complete, in the papers' own labels; ours next to them only where they were measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rheostat_recipes import uniform
+from rheostat_recipes.tables import HERE, load_table, names
+
+SIZES = {
+    ("dynamic", 1): 4 * 4,
+    ("dynamic", 2): 4 * 4,
+    ("dynamic", 3): 4 * 4 * 4,
+    ("dynamic", 4): 2 * 4 * 4,
+    ("dynamic", 5): 4 * 3,
+    ("pruning", 1): 6 * 7,
+    ("pruning", 2): 4 * 3 * 3,
+}
+
+
+def test_every_table_of_the_papers() -> None:
+    assert names() == sorted(SIZES)
+
+
+@pytest.mark.parametrize(("paper", "number"), SIZES)
+def test_complete(paper: str, number: int) -> None:
+    table = load_table(paper, number)
+    assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells) == SIZES[paper, number]
+    assert f"Table {number}" in table.source
+    assert {cell.unit for cell in table.cells} <= {"%", "s", "1e4", "1e6", "1e8"}
+
+
+@pytest.mark.parametrize(
+    ("paper", "number", "row", "column", "want"),
+    [
+        ("dynamic", 1, "0.25x", "S-NN", 79.5),
+        ("dynamic", 1, "0.75x", "8b", 89.8),
+        ("dynamic", 2, "0.5x", "Ours-U", 72.4),
+        ("dynamic", 3, "Ours-M", "subnet 1", 80.7),
+        ("dynamic", 3, "Ours-S", "subnet 3 FLOPS", 20.07),
+        ("dynamic", 4, "Ours-M", "subnet 4 Parameters", 12.2),
+        ("dynamic", 5, "0.25x", "ResNet32", 82.9),
+        ("pruning", 1, "irregular", "SST-2", 89.3),
+        ("pruning", 1, "whole block", "STS-B", 85.3),
+        ("pruning", 2, "LeNet-5", "M1", 98.94),
+        ("pruning", 2, "OKG-Net", "M3 Latency", 1.62),
+    ],
+)
+def test_numbers_of_the_papers(paper: str, number: int, row: str, column: str, want: float) -> None:
+    (cell,) = (c for c in load_table(paper, number).cells if (c.row, c.column) == (row, column))
+    assert cell.paper == want
+
+
+def test_cells_name_recipes_that_exist() -> None:
+    recipes = {recipe.__name__ for recipe in uniform.RECIPES}
+    for path in (HERE / "expected").glob("*.json"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell.get("recipe", "digits") in recipes
+            assert ("recipe" in cell) == ("subnet" in cell) == ("quantity" in cell)
+
+
+def result(seed: int, accuracy: float, **more: object) -> dict[str, object]:
+    subnet = {"name": "0.25", "parameters": 17_700, "macs": 2_674_000, "accuracy": accuracy}
+    run = {"recipe": "resnet20_cifar10_snn", "seed": seed, "commit": "abc", "hardware": "a machine"}
+    return {**run, "subnets": [subnet], **more}
+
+
+def test_ours_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.79, 0.80, 0.82)):
+        (tmp_path / f"run{seed}").mkdir()
+        (tmp_path / f"run{seed}" / "result.json").write_text(json.dumps(result(seed, accuracy)))
+    (tmp_path / "smoke.json").write_text(json.dumps(result(9, 0.1, smoke=True)))
+    (tmp_path / "other.json").write_text("[1, 2]")
+    cells = {(c.row, c.column): c for c in load_table("dynamic", 1, tmp_path).cells}
+    ours = cells["0.25x", "S-NN"]
+    assert (ours.ours, ours.seeds, ours.spread) == (80.33, 3, 3.0)
+    assert (ours.commit, ours.hardware) == ("abc", "a machine")
+    unmeasured = cells["0.25x", "FP"]
+    assert (unmeasured.ours, unmeasured.seeds, unmeasured.spread, unmeasured.commit) == (None, 0, None, None)
+
+
+def test_one_seed_has_no_spread_and_counts_have_the_papers_unit(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(result(0, 0.79)))
+    cells = {(c.row, c.column): c for c in load_table("dynamic", 3, tmp_path).cells}
+    assert cells["S-NN", "subnet 1"].spread is None
+    assert cells["S-NN", "subnet 1 Parameters"].ours == pytest.approx(1.77, abs=1e-9)
+    assert cells["S-NN", "subnet 1 FLOPS"].ours == pytest.approx(2.67)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got dynamic 7; want one of: dynamic 1, "):
+        load_table("dynamic", 7)
+    with pytest.raises(ValueError, match="no such directory"):
+        load_table("dynamic", 1, tmp_path / "none")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json: not JSON"):
+        load_table("dynamic", 1, tmp_path)
+
+
+def test_kept_results_say_how_to_repeat_them() -> None:
+    for path in (HERE / "results").glob("*.json"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        assert kept["command"].startswith(f"rheostat train {kept['recipe']} ")
+        assert not kept["smoke"]
+        assert (path.parent / kept["artifact"]).exists()
+        assert {"hardware", "epochs", "seconds", "seed", "commit", "num_test_images"} <= kept.keys()

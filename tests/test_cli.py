@@ -1,0 +1,318 @@
+"""The command line as people and programs use it: in this process where that is enough, in its own where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import rheostat as rh
+from cases import CASES
+from rheostat import artifact
+from rheostat.cli import app
+from rheostat_recipes.data import load
+from rheostat_recipes.run import Run
+from rheostat_recipes.uniform import digits
+
+WIDE = {"COLUMNS": "200", "TERM": "dumb"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A supernet that has seen some digits."""
+    return digits(Run(tmp_path_factory.mktemp("trained"), smoke=True)).artifact
+
+
+def invoke(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env=WIDE)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def mistake(*arguments: object) -> str:
+    """The one line that a user's mistake gives."""
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env=WIDE)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rheostat: ")
+    return line
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **WIDE},
+    )
+
+
+# ---- verbs ----
+
+
+def test_help_lists_the_verbs() -> None:
+    text = invoke("--help")
+    assert text == invoke()
+    for verb in ("demo", "train", "eval", "inspect", "bench", "export", "table"):
+        assert f" {verb} " in text
+    assert "│ dial " not in text
+
+
+def test_version() -> None:
+    assert invoke("--version") == f"rheostat {rh.__version__}\n"
+
+
+def test_train_writes_artifact_result_and_checkpoint(tmp_path: Path) -> None:
+    rows = json.loads(invoke("train", "digits", "--smoke", "--out", tmp_path, "--seed", 2, "--json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.safetensors",
+        "digits-seed2.json",
+        "digits.safetensors",
+    ]
+    record = json.loads((tmp_path / "digits-seed2.json").read_text(encoding="utf-8"))
+    assert [row["accuracy"] for row in rows] == [subnet["accuracy"] for subnet in record["subnets"]]
+    assert mistake("train", "digits", "--smoke", "--out", tmp_path).endswith("or another --out")
+    assert "digits.safetensors" in invoke(
+        "train", "digits", "--smoke", "--out", tmp_path, "--seed", 2, "--resume"
+    )
+
+
+def test_train_lists_the_recipes() -> None:
+    text = invoke("train")
+    for recipe in ("digits", "lenet5_mnist", "resnet20_cifar10_snn", "resnet20_cifar10_distill"):
+        assert recipe in text
+
+
+def test_eval_is_what_pytorch_gets(trained: Path) -> None:
+    rows = json.loads(invoke("eval", trained, "--json"))
+    images = load("digits")
+    x = images.normalized(images.test_images)
+    with rh.Engine(trained) as engine:
+        for row in rows:
+            engine.select(row["subnet"])
+            assert row["accuracy"] == np.mean(engine(x).argmax(1) == images.test_labels)
+    assert [row["recorded"] for row in rows] == pytest.approx([row["accuracy"] for row in rows], abs=0.01)
+    table = invoke("eval", trained, "--threads", 1)
+    assert "digits, 359 test images" in table
+    assert f"{rows[-1]['accuracy']:.2%}" in table
+
+
+def test_eval_uses_the_normalisation_of_the_training(trained: Path, tmp_path: Path) -> None:
+    program, tensors = artifact.read(trained)
+    other = replace(program, provenance={**program.provenance, "mean": "5.0", "std": "0.01"})
+    artifact.write(tmp_path / "other.safetensors", other, tensors)
+    wrong, right = (
+        json.loads(invoke("eval", path, "--json")) for path in (tmp_path / "other.safetensors", trained)
+    )
+    assert wrong[-1]["accuracy"] < right[-1]["accuracy"] - 0.1
+
+
+def test_inspect(trained: Path) -> None:
+    text = invoke("inspect", trained)
+    for words in ("CifarResNet", "layer3.0.conv2", "model output", "data: digits", "297,450"):
+        assert words in text
+    found = json.loads(invoke("inspect", trained, "--json"))
+    assert found["input"] == [1, 8, 8]
+    assert [info["name"] for info in found["subnets"]] == ["0.25", "0.5", "0.75", "1.0"]
+    assert found["layers"][0] == {"layer": "conv1", "channels": [8, 16, 24, 32]}
+    assert [group["pinned"] for group in found["groups"]][-1] == "model output"
+    costs = rh.cost(trained)
+    assert [info["macs"] for info in found["subnets"]] == [info.macs for info in costs]
+
+
+def test_inspect_says_what_keeps_it_out_of_the_engine(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "group_norm")
+    net = rh.Supernet(graph := rh.trace(case.model(), case.inputs()), rh.uniform(graph, (0.5, 1.0))).eval()
+    rh.save(net, tmp_path / "net.safetensors")
+    text = invoke("inspect", tmp_path / "net.safetensors")
+    assert "The engine cannot run it: " in text
+    assert "group_norm" in text
+    assert "group_norm" in mistake("bench", tmp_path / "net.safetensors")
+    assert "group_norm" in mistake("export", tmp_path / "net.safetensors", "--out", tmp_path)
+
+
+def test_names_with_brackets_are_shown_as_they_are(trained: Path, tmp_path: Path) -> None:
+    program, tensors = artifact.read(trained)
+    groups = (replace(program.groups[0], pinned="view [N, 512] [red]"), *program.groups[1:])
+    whole = replace(groups[0], widths=(groups[0].size,) * 4)
+    assert whole.pinned == "view [N, 512] [red]"
+    odd = replace(program, model="[/red]", groups=groups, provenance={"note": "[b]bold[/b]"})
+    artifact.write(tmp_path / "odd.safetensors", odd, tensors)
+    text = invoke("inspect", tmp_path / "odd.safetensors")
+    for words in ("[/red]", "view [N, 512] [red]", "[b]bold[/b]"):
+        assert words in text
+
+
+def test_bench(trained: Path) -> None:
+    rows = json.loads(invoke("bench", trained, "--threads", 1, "--batch", 2, "--repeats", 20, "--json"))
+    assert [row["subnet"] for row in rows] == ["0.25", "0.5", "0.75", "1.0"]
+    assert all(0 < row["p50_ms"] <= row["p95_ms"] < 1000 for row in rows)
+    assert {(row["batch"], row["threads"]) for row in rows} == {(2, 1)}
+    assert "batch 3, all cores, 5 inferences" in invoke("bench", trained, "--batch", 3, "--repeats", 5)
+
+
+def test_export(trained: Path, tmp_path: Path) -> None:
+    printed = invoke("export", trained, "--to", "onnx", "--out", tmp_path / "onnx").splitlines()
+    assert [Path(line).name for line in printed] == [
+        f"digits-{w}.onnx" for w in ("0.25", "0.5", "0.75", "1.0")
+    ]
+    for line in printed:
+        onnx.checker.check_model(onnx.load(line), full_check=True)
+
+
+def test_table() -> None:
+    text = invoke("table", "dynamic", 1)
+    for words in ("S-NN", "0.75x", "88.4 / ", "Yang and Fan"):
+        assert words in text
+    cells = json.loads(invoke("table", "pruning", 1, "--json"))
+    keys = {"row", "column", "paper", "ours", "unit", "seeds", "spread", "commit", "hardware", "note"}
+    assert all(set(cell) == keys for cell in cells)
+    (cell,) = (cell for cell in cells if (cell["row"], cell["column"]) == ("irregular", "SST-2"))
+    assert (cell["paper"], cell["unit"]) == (89.3, "%")
+    assert "subnet 4 Individual" in invoke("table", "dynamic", 3)
+
+
+def test_dial_never_imports_torch(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dial.json"
+    code = """
+    import sys
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "torch":
+                raise ModuleNotFoundError("torch is not installed", name="torch")
+    sys.meta_path.insert(0, NoTorch())
+    from rheostat.cli import main
+    main()
+    """
+    done = python(code, "dial", trained, "--out", out, "--num", 240)
+    assert done.returncode == 0, done.stderr
+    assert "█" in done.stdout
+    stream = json.loads(out.read_text(encoding="utf-8"))
+    turns = stream["turns"]
+    assert len(turns) == 240
+    assert {turn["subnet"] for turn in turns} == {0, 1, 2, 3}
+    # More budget never got a smaller subnet.
+    by_budget = sorted(turns, key=lambda turn: turn["budget_ms"])
+    assert [turn["subnet"] for turn in by_budget] == sorted(turn["subnet"] for turn in turns)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rheostat", "demo", "--out", tmp_path / "demo"],
+        capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **WIDE},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch in this process: no" in done.stdout
+    program = artifact.read_program(tmp_path / "demo" / "digits.safetensors")
+    for info in program.subnets:
+        assert info.accuracy is not None and info.accuracy > 0.95
+        assert info.latency_ms_p50 is not None
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert not (tmp_path / "demo" / "checkpoint.safetensors").exists()
+
+
+# ---- what stays light ----
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["table", "dynamic", "1"]], ids=" ".join
+)
+def test_without_torch(arguments: list[str]) -> None:
+    code = """
+    import sys
+    try:
+        from rheostat.cli import main
+        main()
+    finally:
+        assert not {"torch", "matplotlib", "numpy.random._generator", "onnx"} & set(sys.modules), "heavy import"
+    """
+    done = python(code, *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("torch", ["train", "digits", "--smoke"], "train"),
+        ("onnx", ["export", "ARTIFACT"], "export"),
+        ("typer", ["--help"], "cli"),
+        ("sklearn", ["eval", "ARTIFACT"], "demo"),
+    ],
+)
+def test_a_missing_library_names_its_extra(
+    missing: str, arguments: list[str], extra: str, trained: Path
+) -> None:
+    code = "import sys\nsys.modules[sys.argv.pop(1)] = None\nfrom rheostat.cli import main\nmain()"
+    done = python(code, missing, *(trained if word == "ARTIFACT" else word for word in arguments))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rheostat: ")
+    assert line.endswith(f'pip install "rheostat[{extra}]"')
+
+
+# ---- mistakes ----
+
+
+def test_usage_mistakes() -> None:
+    assert "No such command 'trian'" in mistake("trian")
+    assert "No such option: --epochs" in mistake("train", "digits", "--epochs", 3)
+    assert "Missing argument 'ARTIFACT'" in mistake("eval")
+    assert "Invalid value for 'N'" in mistake("table", "dynamic", "x")
+    assert "Invalid value for '--threads'" in mistake("bench", "net.safetensors", "--threads", 0)
+
+
+def test_mistakes_in_what_is_asked_for(trained: Path, tmp_path: Path) -> None:
+    assert mistake("train", "resnet21").startswith(
+        "rheostat: train: got recipe 'resnet21'; want one of: digits, "
+    )
+    assert mistake("export", trained, "--to", "tflite") == "rheostat: --to: got 'tflite'; want onnx"
+    assert "want one of: dynamic 1, " in mistake("table", "dynamic", 9)
+    assert "none: no such directory" in mistake("table", "dynamic", 1, "--results", tmp_path / "none")
+    assert "mnist.npz.xz: no such file" in mistake(
+        "train", "lenet5_mnist", "--data", tmp_path, "--out", tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("verb", ["eval", "inspect", "bench", "export", "dial"])
+def test_files_that_are_no_artifacts(verb: str, tmp_path: Path) -> None:
+    assert "none.safetensors: cannot be read: No such file" in mistake(verb, tmp_path / "none.safetensors")
+    (tmp_path / "net.safetensors").write_bytes(b"not an artifact")
+    assert "net.safetensors: " in mistake(verb, tmp_path / "net.safetensors")
+    assert "want a regular file" in mistake(verb, tmp_path)
+
+
+def test_artifacts_that_do_not_say_what_they_learnt(trained: Path, tmp_path: Path) -> None:
+    program, tensors = artifact.read(trained)
+    silent, other = tmp_path / "silent.safetensors", tmp_path / "other.safetensors"
+    artifact.write(silent, replace(program, provenance={}), tensors)
+    assert "its provenance names no data" in mistake("eval", silent)
+    artifact.write(other, replace(program, provenance={"data": "imagenet"}), tensors)
+    assert "got 'imagenet'; want digits, mnist or cifar10" in mistake("eval", other)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in mistake("train", "digits", "--smoke", "--out", tmp_path / "file")
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("rheostat_recipes.tables.load_table", broken)
+    done = CliRunner().invoke(app, ["table", "dynamic", "1"])
+    assert isinstance(done.exception, AssertionError)

@@ -1,0 +1,65 @@
+"""Latency on a clock that the test turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rheostat import measure
+from rheostat.measure import latency
+
+
+class Clock:
+    """An engine whose subnets take known times, and the clock that they move."""
+
+    def __init__(self, *times_ms: tuple[float, ...]) -> None:
+        self.times_ms, self.now_ns, self.active = times_ms, 0, 1
+        self.subnets = tuple(map(str, range(len(times_ms))))
+        self.ran: list[int] = []
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def select(self, index: int) -> None:
+        self.now_ns += 5_000_000  # not part of an inference
+        self.active = index
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        times = self.times_ms[self.active]
+        self.now_ns += round(1e6 * times[self.ran.count(self.active) % len(times)])
+        self.ran.append(self.active)
+        return x
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, clock: Clock, **settings: int) -> list[tuple[float, float]]:
+    monkeypatch.setattr(measure, "time", clock)
+    engine: Any = clock
+    return latency(engine, np.zeros((1, 1), np.float32), **settings)
+
+
+def test_percentiles_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tuple(float(ms) for ms in np.random.default_rng(0).permutation(100) + 1)
+    got = measured(monkeypatch, Clock((2.0,), slow), repeats=100, warmup=0)
+    assert got[0] == (2.0, 2.0)
+    assert got[1] == pytest.approx(tuple(np.percentile(slow, [50, 95])))
+
+
+def test_subnets_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock((100.0, 1.0, 1.0, 1.0), (100.0, 2.0, 2.0, 2.0), (100.0, 3.0, 3.0, 3.0))
+    got = measured(monkeypatch, clock, repeats=3, warmup=1)
+    assert clock.ran == [0, 1, 2] * 4
+    assert got == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+
+
+def test_the_active_subnet_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock((1.0,), (1.0,), (1.0,))
+    measured(monkeypatch, clock, repeats=1)
+    assert clock.active == 1
+
+
+@pytest.mark.parametrize("settings", [{"repeats": 0}, {"warmup": -1}])
+def test_nothing_to_measure(monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="want at least 1 and 0"):
+        measured(monkeypatch, Clock((1.0,), (1.0,)), **settings)
