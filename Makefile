@@ -51,7 +51,7 @@ types: .venv/stamp
 	@echo "Setting up .venv: a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt scikit-build-core
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
 # The same CMake install rule as the wheel's. The library is moved into place, never written over: a process may have it open.
