@@ -16,7 +16,18 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
 CORE = ("spec", "program", "artifact", "cost")
-TRAIN = ("rules", "graph", "sample", "supernet", "data", "checkpoint", "fit", "lower", "export")
+TRAIN = (
+    "rules",
+    "graph",
+    "sample",
+    "supernet",
+    "distributed",
+    "data",
+    "checkpoint",
+    "fit",
+    "lower",
+    "export",
+)
 RUN = ("engine", "policy")
 ORDER = (
     *(f"rheostat.{name}" for name in CORE),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rheostat.train.distributed import num_processes, rank
+
 
 class ImageLoader:
     """Batches `(x float32 [N,C,H,W], y int64 [N])` of an image set that is kept as uint8 on `device`.
@@ -18,6 +20,9 @@ class ImageLoader:
     `flip` mirrors half of the images. `shuffle=True` is for training: a new order each epoch, and the last incomplete
     batch is left out (it comes back in another place), so that every batch has one shape; with `shuffle=False` every
     image comes once, in order. `channels_last` gives batches in that memory format at no cost.
+
+    Where several processes train together (`torch.distributed`), `batch_size` is that of all of them, and each takes
+    its share of every shuffled batch.
 
     Order and augmentation depend on `(seed, epoch)` only, on every device: `set_epoch(e)` chooses the epoch of the next
     pass, and each pass that is started moves on by one. So resumed training needs no loader state.
@@ -84,7 +89,9 @@ class ImageLoader:
         mirrored_M = (torch.rand(num_images, generator=generator) < 0.5).to(device)
         order_M = order_M.to(device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(start, min(start + self.batch_size, num_images))
+            batch = range(num_images)[start : start + self.batch_size]
+            batch = _share(batch) if self.shuffle else batch
+            batch = slice(batch.start, batch.stop, batch.step)
             x_NHWC = self._images_MHWC[order_M[batch]]
             if self.crop or self.flip:
                 x_NHWC = _augment(
@@ -92,6 +99,16 @@ class ImageLoader:
                 )
             x_NCHW = (x_NHWC.float() * self._scale_C + self._shift_C).permute(0, 3, 1, 2)
             yield (x_NCHW if self.channels_last else x_NCHW.contiguous()), self._labels_M[order_M[batch]]
+
+
+def _share(batch: range) -> range:
+    """What this process takes of a batch when several train together: every n-th image."""
+    num = num_processes()
+    if len(batch) % num:
+        raise ValueError(
+            f"ImageLoader: got batch_size={len(batch)} for {num} processes; want a multiple of {num}."
+        )
+    return batch[rank() :: num]
 
 
 def _augment(x_NHWC: Tensor, crop: int, corners_N2: Tensor, mirrored_N: Tensor | None) -> Tensor:

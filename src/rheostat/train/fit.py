@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rheostat.train import checkpoint as checkpoints
+from rheostat.train import distributed
 from rheostat.train.data import ImageLoader, epoch_seed
 from rheostat.train.supernet import Supernet
 
@@ -98,6 +99,10 @@ def fit(
     progress: show a bar with the running loss and accuracy of every subnet, and a line for each epoch.
     seed: of dropout, the sandwich and a `DataLoader`'s order, anew each epoch. torch's generators are left as found.
 
+    Where `torch.distributed` has been started (torchrun, Accelerate, Fabric) the processes train together: one
+    all-reduce of the summed gradient a step, norm statistics averaged every epoch, and only the first process writes. A
+    loader other than `ImageLoader` gives each process its own share. A checkpoint resumes under any number of them.
+
     Raises ValueError for wrong arguments or batches, and when a loss is no longer finite (a checkpoint then keeps the
     last good epoch); OSError when the checkpoint cannot be written; ArtifactError when it cannot be read.
 
@@ -146,7 +151,12 @@ def fit(
         "clip_norm": clip_norm,
     }
     if checkpoint is not None:
-        history = _open_checkpoint(checkpoint, resume, net, optim, settings)
+        if distributed.rank() == 0:
+            history = _open_checkpoint(checkpoint, resume, net, optim, settings)
+        distributed.wait()
+        if distributed.rank() > 0:
+            history = _open_checkpoint(checkpoint, True, net, optim, settings)
+    distributed.broadcast_(net)
 
     run = torch.compile(dynamic=False) if compile else _as_it_is
     modules = [run(net[k]) for k in range(len(net))]
@@ -177,12 +187,19 @@ def fit(
             losses[k] = loss.detach()
             hits[k] = (logits.argmax(1) == y).sum()
         net.collect_grads_()
+        distributed.average_([p.grad for p in net.parameters() if p.grad is not None])
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
         optim.step()
         net.refresh_()
 
-    with _quiet(len(net)), _progress_bar(progress and len(history) < epochs, epochs * steps) as (show, note):
+    with (
+        _quiet(len(net)),
+        _progress_bar(progress and distributed.rank() == 0 and len(history) < epochs, epochs * steps) as (
+            show,
+            note,
+        ),
+    ):
         for epoch in range(len(history), epochs):
             started = looked = time.perf_counter()
             meter = _Meter(names, steps, device)
@@ -205,6 +222,7 @@ def fit(
                         show(epoch * steps + step + 1, f"epoch {epoch + 1}/{epochs}", meter.text(step + 1))
                         looked = time.perf_counter()
                 meter.check_finite(epoch, steps, checkpoint)
+                distributed.average_([b for b in net.buffers() if b.is_floating_point()])
                 _check_tensors_finite(net, epoch, checkpoint)
                 scores: dict[str, float] = {}
                 if validation is not None:
@@ -214,12 +232,15 @@ def fit(
                     with _eval_mode(*net):
                         found = _accuracies(list(net), validation, device, kind, channels_last)
                     scores = dict(zip(names, found, strict=True))
+            distributed.average_([meter.losses, meter.hits])
             loss, accuracy = meter.means(steps)
             seconds = time.perf_counter() - started
             history.append(Epoch(epoch + 1, seconds, optim.param_groups[0]["lr"], loss, accuracy, scores))
             if checkpoint is not None:
                 state = {"settings": settings, "history": [dataclasses.asdict(record) for record in history]}
-                checkpoints.write(checkpoint, net, optim, state)
+                if distributed.rank() == 0:
+                    checkpoints.write(checkpoint, net, optim, state)
+                distributed.wait()
             note(_summary(history[-1], epochs))
     for k, name in enumerate(names):
         if name in history[-1].validation:

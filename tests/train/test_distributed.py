@@ -1,0 +1,98 @@
+"""Two processes on one machine against one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = """
+import sys
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import nn
+
+import rheostat as rh
+
+torch.set_num_threads(1)
+checkpoint, stop, norm = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo")
+torch.manual_seed(dist.get_rank())  # the first process's weights are everybody's
+norms = {"group": lambda n: nn.GroupNorm(4, n), "batch": nn.BatchNorm2d}[norm]
+model = nn.Sequential(nn.Conv2d(1, 8, 3), norms(8), nn.ReLU(), nn.Conv2d(8, 8, 3), norms(8), nn.ReLU(),
+                      nn.Flatten(), nn.Linear(128, 10))
+graph = rh.trace(model, torch.zeros(2, 1, 8, 8))
+net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+pixels, labels = load_digits(return_X_y=True)
+images = (pixels.reshape(-1, 1, 8, 8) * 15.9).astype("uint8")[:256]
+loader = rh.ImageLoader(images, labels[:256], 64, mean=[0.3], std=[0.38], crop=1, shuffle=True)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stopping(rh.ImageLoader):
+    def __iter__(self):
+        if self._epoch >= stop:
+            raise Stopped
+        return super().__iter__()
+
+
+loader.__class__ = Stopping
+try:
+    rh.fit(net, loader, epochs=3, lr=0.05, checkpoint=checkpoint, resume=True, progress=False)
+except Stopped:
+    pass
+if norm == "batch":  # averaged statistics are the same everywhere
+    mean = net[0][1].running_mean.clone()
+    dist.broadcast(mean, 0)
+    assert torch.equal(mean, net[0][1].running_mean)
+dist.destroy_process_group()
+"""
+
+
+def train(checkpoint: Path, processes: int, stop: int = 99, norm: str = "group") -> None:
+    script = checkpoint.parent / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*command, str(script), str(checkpoint), str(stop), norm], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def worst(a: Path, b: Path) -> float:
+    left, right = load_file(a), load_file(b)
+    assert left.keys() == right.keys()
+    return max(float((left[n].double() - right[n].double()).abs().max()) for n in left if left[n].numel())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = tmp_path_factory.mktemp("one") / "one.safetensors"
+    train(checkpoint, 1)
+    return checkpoint
+
+
+def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
+    train(tmp_path / "two.safetensors", 2)
+    assert worst(alone, tmp_path / "two.safetensors") < 1e-6
+
+
+def test_a_checkpoint_resumes_under_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run.safetensors", 2, stop=2)
+    assert worst(alone, tmp_path / "run.safetensors") > 1e-3  # an epoch is missing
+    train(tmp_path / "run.safetensors", 1)
+    assert worst(alone, tmp_path / "run.safetensors") < 1e-6
+
+
+def test_batch_norm_statistics_are_those_of_all_processes(tmp_path: Path) -> None:
+    train(tmp_path / "run.safetensors", 2, norm="batch")
+    state = load_file(tmp_path / "run.safetensors")
+    assert all(torch.isfinite(t).all() for t in state.values())
