@@ -47,7 +47,7 @@ from rheostat.program import (
 from rheostat.spec import ArtifactError, Subnet
 from rheostat.train.graph import Graph
 from rheostat.train.rules import is_aten, module_path, op_name
-from rheostat.train.supernet import Supernet
+from rheostat.train.supernet import COUNTER, Supernet
 
 
 def save(
@@ -117,6 +117,8 @@ def _tensors(net: Supernet) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, tensor in sorted(net.state_dict().items()):
+        if name.partition("@")[0].endswith(COUNTER):
+            continue
         if tensor.dtype not in (torch.float32, torch.float64, torch.int64):
             raise ValueError(f"save: {name} is {tensor.dtype}; want float32, as after net.float()")
         where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device)

@@ -24,6 +24,9 @@ from rheostat.train.rules import op_name
 _TOLERANCE = 1e-4
 """Largest difference, relative to the largest output, that float32 summation order explains."""
 
+COUNTER = "num_batches_tracked"
+"""A batch norm's count of training steps: it says nothing about the network, and artifacts leave it out."""
+
 _MEASURED = ("accuracy", "latency_ms_p50", "latency_ms_p95")
 
 _SIZES = frozenset(
@@ -122,7 +125,9 @@ class Supernet(nn.Module):
         ]
         net = cls(graph, subnets)
         state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        net.load_state_dict(state | {other: state[stored] for other, stored in program.aliases.items()})
+        state |= {other: state[stored] for other, stored in program.aliases.items()}
+        counters = {n: t for n, t in net.state_dict().items() if n.partition("@")[0].endswith(COUNTER)}
+        net.load_state_dict(counters | state)
         for k, info in enumerate(program.subnets):
             net.record(k, **{n: m for n in _MEASURED if (m := getattr(info, n)) is not None})
         return net
