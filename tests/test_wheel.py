@@ -54,12 +54,18 @@ def test_runs_with_numpy_alone(wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "bare" / "bin" / "python"
     constraints = ROOT / "constraints.txt"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel], check=True)
-    code = (
-        "import rheostat\n"
-        "print(rheostat.Engine.__module__, rheostat.cost.__module__, rheostat.choose([1.0, 2.0], 1.5))\n"
-        "try:\n    rheostat.trace\nexcept ImportError as error:\n    print(error)\n"
-        "try:\n    rheostat.Engine('missing.safetensors')\nexcept (OSError, rheostat.ArtifactError):\n    print('missing')\n"
-    )
+    code = """if True:
+        import rheostat
+        print(rheostat.Engine.__module__, rheostat.cost.__module__, rheostat.choose([1.0, 2.0], 1.5))
+        try:
+            rheostat.trace
+        except ImportError as error:
+            print(error)
+        try:
+            rheostat.Engine("missing.safetensors")
+        except (OSError, rheostat.ArtifactError):
+            print("missing")
+    """
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "rheostat.run.engine rheostat.cost 0",
