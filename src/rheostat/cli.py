@@ -151,7 +151,7 @@ def dial(
     artifact: ArtifactPath,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every turn as JSON.")] = None,
     data: DataDir = None,
-    num: Annotated[int, typer.Option(min=12, help="Inputs in the stream.")] = 960,
+    num: Annotated[int, typer.Option(min=16, help="Inputs in the stream.")] = 960,
 ) -> None:
     """Run a stream of inputs under a changing latency budget and show which subnet each got."""
     import math
@@ -448,9 +448,9 @@ def _subnet_table(infos: Iterable[SubnetInfo]) -> Table:
 
 
 def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
-    """Show the stream in 12 parts: the budget, the subnet that most inputs of a part got, and what came of it."""
+    """Show the stream in 16 parts: the budget, the subnet that most inputs of a part got, and what came of it."""
     table = _table("inputs", "budget", "subnet", "dial", "latency p50", "correct")
-    length = -(-len(turns) // 12)
+    length = -(-len(turns) // 16)
     for start in range(0, len(turns), length):
         part = turns[start : start + length]
         chosen = [turn["subnet"] for turn in part]

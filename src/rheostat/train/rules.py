@@ -575,11 +575,10 @@ def attention(op: Op) -> Dims:
         for d in heads[1:]:
             d[-3] = None if d[-3] is None else np.repeat(d[-3], factor)
         shapes = [(*s[:-3], shapes[0][-3], *s[-2:]) for s in shapes]
-    batch = _batch(op, [tuple(h[:-2]) for h in heads], [s[:-2] for s in shapes])
-    mask = op.args.get("attn_mask")
-    for dim in op.dims(mask)[:-2] if mask is not None else ():
-        op.labels.pin(dim, f"{op.where} has a mask of its own")
-    return (*batch, *matrix)
+    outer, sizes = [tuple(h[:-2]) for h in heads], [s[:-2] for s in shapes]
+    if (mask := op.args.get("attn_mask")) is not None:  # a bias per head goes with its head
+        outer, sizes = [*outer, op.dims(mask)[:-2]], [*sizes, op.shape(mask)[:-2]]
+    return (*_batch(op, outer, sizes), *matrix)
 
 
 def convolution(op: Op) -> Dims:

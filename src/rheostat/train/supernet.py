@@ -267,6 +267,12 @@ class Supernet(nn.Module):
                 own[name].copy_(state_dict[name])
         self.refresh_()
 
+    def requires_grad_(self, requires_grad: bool = True) -> Supernet:
+        super().requires_grad_(requires_grad)
+        for module in self._smaller:
+            module.requires_grad_(requires_grad)
+        return self
+
     def train(self, mode: bool = True) -> Supernet:
         super().train(mode)
         for module in self._smaller:
@@ -386,23 +392,40 @@ def _scores(graph: Graph, group: int, tensors: dict[str, torch.Tensor], importan
 
 def _sort(graph: Graph, model: nn.Module, importance: str) -> Graph:
     """Order the units of every group by importance, in place; a group whose order matters to the model is pinned."""
-    tensors = _tensors(model)
-    want = _outputs(graph, model)
-    orders = _orders(graph, tensors, importance)
+    orders = _orders(graph, _tensors(model), importance)
+    probe = _disturbed(model)
+    tensors = _tensors(probe)
+    want = _outputs(graph, probe)
     for g, order in enumerate(orders):
         _permute_(graph, g, tensors, order)
-    if _difference(_outputs(graph, model), want) <= _TOLERANCE:
-        return graph
-    for g, order in enumerate(orders):
-        _permute_(graph, g, tensors, np.argsort(order))
-    for g, order in enumerate(orders):
-        if graph.groups[g].pinned or graph.groups[g].extends is not None:
-            continue
-        _permute_(graph, g, tensors, order)
-        if _difference(_outputs(graph, model), want) > _TOLERANCE:
+    if _difference(_outputs(graph, probe), want) > _TOLERANCE:
+        for g, order in enumerate(orders):
             _permute_(graph, g, tensors, np.argsort(order))
-            graph = graph.pin(g, "the order of its channels matters to the model")
+        for g, order in enumerate(orders):
+            if graph.groups[g].pinned or graph.groups[g].extends is not None:
+                orders[g] = np.arange(graph.groups[g].size)
+                continue
+            _permute_(graph, g, tensors, order)
+            if _difference(_outputs(graph, probe), want) > _TOLERANCE:
+                _permute_(graph, g, tensors, np.argsort(order))
+                orders[g] = np.arange(graph.groups[g].size)
+                graph = graph.pin(g, "the order of its channels matters to the model")
+    for g, order in enumerate(orders):
+        _permute_(graph, g, _tensors(model), order)
     return graph
+
+
+def _disturbed(model: nn.Module) -> nn.Module:
+    """A copy with noise on every parameter: a branch that starts at zero would hide what it computes from a check."""
+    probe = copy.deepcopy(model)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=random, dtype=torch.float32).to(parameter)
+                spread = float(parameter.std(correction=0)) or 1.0
+                parameter.add_(noise, alpha=0.1 * spread)
+    return probe
 
 
 def _orders(graph: Graph, tensors: dict[str, torch.Tensor], importance: str) -> list[np.ndarray]:
@@ -529,7 +552,7 @@ def _set_attributes(graph: Graph, module: nn.Module, had: np.ndarray, keep: np.n
         found = _axis_sizes(graph, path, had, keep)
         for name in _SIZES & vars(layer).keys():
             after = found.get(value, set()) if isinstance(value := getattr(layer, name), int) else set()
-            setattr(layer, name, own.get(name, after.pop() if len(after) == 1 else value))
+            setattr(layer, name, own.get(name, next(iter(after)) if len(after) == 1 else value))
         for name in own.keys() - _SIZES:
             setattr(layer, name, own[name])
 
@@ -687,6 +710,7 @@ def _legal(graph: Graph, widths: Sequence[int]) -> tuple[int, ...]:
 
 def _verify(graph: Graph, subnets: tuple[Subnet, ...], model: nn.Module) -> tuple[Graph, tuple[Subnet, ...]]:
     """Check every subnet against the masked model; pin the groups that make it fail, one by one, until it passes."""
+    model = _disturbed(model)
     for subnet in subnets:
         while (why := _fault(graph, model, _legal(graph, subnet.widths))) is not None:
             culprit = _culprit(graph, model, _legal(graph, subnet.widths))
