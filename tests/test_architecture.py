@@ -16,19 +16,8 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
 CORE = ("spec", "program", "artifact", "cost")
-TRAIN = (
-    "rules",
-    "graph",
-    "sample",
-    "supernet",
-    "distributed",
-    "data",
-    "checkpoint",
-    "fit",
-    "lower",
-    "export",
-)
-RUN = ("engine", "policy")
+TRAIN = ("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lower", "export")
+RUN = ("engine", "policy", "governor", "signals")
 ORDER = (
     *(f"rheostat.{name}" for name in CORE),
     *(f"rheostat.run.{name}" for name in RUN),

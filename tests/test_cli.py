@@ -105,7 +105,7 @@ def test_eval_is_what_pytorch_gets(trained: Path) -> None:
             assert row["accuracy"] == np.mean(engine(x).argmax(1) == images.test_labels)
     assert [row["recorded"] for row in rows] == pytest.approx([row["accuracy"] for row in rows], abs=0.01)
     table = invoke("eval", trained, "--threads", 1)
-    assert "digits, 359 test images" in table
+    assert "digits, 898 test images" in table
     assert f"{rows[-1]['accuracy']:.2%}" in table
 
 
@@ -121,12 +121,12 @@ def test_eval_uses_the_normalisation_of_the_training(trained: Path, tmp_path: Pa
 
 def test_inspect(trained: Path) -> None:
     text = invoke("inspect", trained)
-    for words in ("CifarResNet", "layer3.0.conv2", "model output", "data: digits", "297,450"):
+    for words in ("CifarResNet", "layer3.0.conv2", "model output", "data: digits", "167,794"):
         assert words in text
     found = json.loads(invoke("inspect", trained, "--json"))
     assert found["input"] == [1, 8, 8]
     assert [info["name"] for info in found["subnets"]] == ["0.25", "0.5", "0.75", "1.0"]
-    assert found["layers"][0] == {"layer": "conv1", "channels": [8, 16, 24, 32]}
+    assert found["layers"][0] == {"layer": "conv1", "channels": [6, 12, 18, 24]}
     assert [group["pinned"] for group in found["groups"]][-1] == "model output"
     costs = rh.cost(trained)
     assert [info["macs"] for info in found["subnets"]] == [info.macs for info in costs]

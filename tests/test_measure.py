@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rheostat import measure
-from rheostat.measure import latency
+from rheostat.measure import calibrate, latency
 
 
 class Clock:
@@ -63,3 +63,39 @@ def test_the_active_subnet_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_measure(monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="want at least 1 and 0"):
         measured(monkeypatch, Clock((1.0,), (1.0,)), **settings)
+
+
+class Batches(Clock):
+    """A clock on which every sample takes the same time, but the third and the fourth are free."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.now_ns += round(1e6 * self.times_ms[self.active][0] * min(len(x), 2))
+        return x
+
+
+@pytest.mark.parametrize(("num", "batches"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])
+def test_calibrate_measures_powers_of_two_and_all(
+    monkeypatch: pytest.MonkeyPatch, num: int, batches: tuple[int, ...]
+) -> None:
+    engine: Any = Batches((1.0,), (3.0,))
+    monkeypatch.setattr(measure, "time", engine)
+    profile = calibrate(engine, np.zeros((num, 1), np.float32), repeats=2)
+    assert profile.batches == batches
+    assert profile.latency_ms_p50 == profile.latency_ms_p95
+    assert profile.latency_ms_p50[1] == pytest.approx([3.0 * min(size, 2) for size in batches])
+
+
+def test_a_larger_batch_is_never_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = Clock((5.0,) * 11 + (2.0,) * 11)  # ten rounds of warming up, one that counts
+    monkeypatch.setattr(measure, "time", engine)
+    engine.active = 0
+    profile = calibrate(engine, np.zeros((2, 1), np.float32), repeats=1)
+    assert profile.latency_ms_p50 == ((5.0, 5.0),)
+
+
+@pytest.mark.parametrize("batches", [(), (0, 1), (1, 5), (2, 1)])
+def test_batches_that_x_cannot_give(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]) -> None:
+    engine: Any = Batches((1.0,), (3.0,))
+    monkeypatch.setattr(measure, "time", engine)
+    with pytest.raises(ValueError, match=r"got batches=(\(|\[)"):
+        calibrate(engine, np.zeros((4, 1), np.float32), batches, repeats=1)

@@ -11,8 +11,10 @@ import pytest
 import rheostat
 
 PUBLIC = [
-    "ArtifactError", "Cost", "Engine", "ImageLoader", "Subnet", "SubnetInfo", "Supernet", "choose", "cost", "evaluate",
-    "export_onnx", "fit", "latency", "recalibrate", "save", "trace", "uniform",
+    "ArtifactError", "Cap", "CapSlack", "Cost", "Decision", "EnergyGovernor", "Engine", "Fixed", "ImageLoader",
+    "LatencyGovernor", "Observation", "Profile", "Signals", "Subnet", "SubnetInfo", "Supernet", "SystemGovernor",
+    "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx", "fit", "latency", "read_signals",
+    "recalibrate", "save", "trace", "uniform",
 ]  # fmt: skip
 
 

@@ -15,19 +15,19 @@ WIDTHS = (0.25, 0.5, 0.75, 1.0)
 def digits(run: Run) -> Result:
     """Small residual network on scikit-learn's digits, without a download: what `rheostat demo` trains.
 
-    Command: `rheostat train digits`. Expected: 98 to 99 % at every width. Time: 20 s on 2 cores.
+    Command: `rheostat train digits`. Expected: 98 to 99 %, the quarter width a point below the full one. Time: 10 s on 1 core.
     """
     images = run.images("digits", (1, 8, 8))
     train, test = loaders(images, run, batch_size=64, crop=1)
     torch.manual_seed(run.seed)
-    model = CifarResNet(num_blocks=1, in_channels=1, widths=(32, 64, 128))
+    model = CifarResNet(num_blocks=1, in_channels=1, widths=(24, 48, 96))
     graph = rh.trace(model, torch.zeros(1, 1, 8, 8))
     net = rh.Supernet(graph, rh.uniform(graph, WIDTHS)).to(run.device())
     with one_thread():
         history = rh.fit(
             net,
             train,
-            epochs=run.epochs(12),
+            epochs=run.epochs(16),
             warmup=1,
             validation=test,
             checkpoint=run.checkpoint(),

@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING
 from rheostat.cost import cost
 
 if TYPE_CHECKING:
-    from rheostat.measure import latency
+    from rheostat.measure import calibrate, latency
     from rheostat.run.engine import Engine
-    from rheostat.run.policy import choose
+    from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
+    from rheostat.run.policy import (
+        CapSlack,
+        Decision,
+        Fixed,
+        Observation,
+        Profile,
+        Signals,
+        arrival_rate,
+        choose,
+    )
+    from rheostat.run.signals import read_signals
     from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
     from rheostat.train.data import ImageLoader
     from rheostat.train.export import export_onnx
@@ -28,18 +39,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "Cap",
+    "CapSlack",
     "Cost",
+    "Decision",
+    "EnergyGovernor",
     "Engine",
+    "Fixed",
     "ImageLoader",
+    "LatencyGovernor",
+    "Observation",
+    "Profile",
+    "Signals",
     "Subnet",
     "SubnetInfo",
     "Supernet",
+    "SystemGovernor",
+    "arrival_rate",
+    "calibrate",
     "choose",
     "cost",
     "evaluate",
     "export_onnx",
     "fit",
     "latency",
+    "read_signals",
     "recalibrate",
     "save",
     "trace",
@@ -48,17 +72,30 @@ __all__ = [
 
 _HOMES = {
     "ArtifactError": "rheostat.spec",
+    "Cap": "rheostat.run.governor",
+    "CapSlack": "rheostat.run.policy",
     "Cost": "rheostat.spec",
+    "Decision": "rheostat.run.policy",
+    "EnergyGovernor": "rheostat.run.governor",
     "Engine": "rheostat.run.engine",
+    "Fixed": "rheostat.run.policy",
     "ImageLoader": "rheostat.train.data",
+    "LatencyGovernor": "rheostat.run.governor",
+    "Observation": "rheostat.run.policy",
+    "Profile": "rheostat.run.policy",
+    "Signals": "rheostat.run.policy",
     "Subnet": "rheostat.spec",
     "SubnetInfo": "rheostat.spec",
     "Supernet": "rheostat.train.supernet",
+    "SystemGovernor": "rheostat.run.governor",
+    "arrival_rate": "rheostat.run.policy",
+    "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
     "evaluate": "rheostat.train.fit",
     "export_onnx": "rheostat.train.export",
     "fit": "rheostat.train.fit",
     "latency": "rheostat.measure",
+    "read_signals": "rheostat.run.signals",
     "recalibrate": "rheostat.train.fit",
     "save": "rheostat.train.lower",
     "trace": "rheostat.train.graph",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from rheostat.run.policy import Profile
 
 if TYPE_CHECKING:
     from rheostat.run.engine import Engine
@@ -40,3 +43,26 @@ def latency(engine: Engine, x: np.ndarray, repeats: int = 200, warmup: int = 10)
         engine.select(active)
     p50, p95 = np.percentile(times_ms, (50, 95), axis=1)
     return [(float(a), float(b)) for a, b in zip(p50, p95, strict=True)]
+
+
+def calibrate(
+    engine: Engine, x: np.ndarray, batches: Sequence[int] | None = None, repeats: int = 100
+) -> Profile:
+    """Measure every subnet for several batch sizes on this machine: the profile that policies work with.
+
+    x: float32 [N, C, H, W]; a batch is its first samples. batches: sizes up to N, rising; None means 1, 2, 4, … and
+    N. The machine should be as busy as usual; what changes later is caught by `Profile.slowdown`. A larger batch that
+    was measured faster than a smaller one counts as equally fast. Raises ValueError for sizes that x cannot give.
+
+    >>> with Engine("digits.safetensors", threads=1) as engine:  # doctest: +SKIP
+    ...     calibrate(engine, np.zeros((16, 1, 8, 8), np.float32)).latency_ms(0, 8)
+    0.061
+    """
+    if batches is None:
+        batches = sorted({1 << power for power in range(len(x).bit_length())} | {len(x)})
+    if not batches or min(batches) < 1 or max(batches) > len(x):
+        raise ValueError(f"calibrate: got batches={list(batches)} for {len(x)} samples; want 1 to {len(x)}")
+    # Axes: batch, subnet, percentile.
+    measured = np.array([latency(engine, x[:size], repeats) for size in batches])
+    p50, p95 = np.maximum.accumulate(measured, axis=0).transpose(2, 1, 0).tolist()
+    return Profile(tuple(batches), tuple(map(tuple, p50)), tuple(map(tuple, p95)))
