@@ -61,8 +61,8 @@ class Engine:
         program, tensors = artifact.read(path)
         if program.ops is None:
             raise ArtifactError(
-                f"{path}: the engine cannot run this model: {program.unsupported}. Its subnets can be exported to "
-                "ONNX: rheostat export"
+                f"{path}: the engine cannot run this model: {program.unsupported}. Load it with Supernet.load and take "
+                "a subnet out with extract"
             )
         self._start(_Model(str(path), program, tensors), threads)
 
