@@ -140,13 +140,10 @@ class _Writer:
             self._node("Softmax", [self.name(op.input)], self.name(op.output), axis=1)
 
     def _convolution(self, op: Conv2d) -> str:
-        """The rows of the kept output channels; of each row the kept inputs, which in a grouped one are a prefix."""
-        source, target = self.program.values[op.input], self.program.values[op.output]
-        weight, rows, groups = self.tensors[op.weight], target.indices(self.index), op.groups[self.index]
-        if weight.shape[1] == source.full:
-            weight = weight[np.ix_(rows, source.indices(self.index))]
-        else:
-            weight = weight[rows, : source.kept(self.index) // groups]
+        """The rows of the kept output channels; of each row the kept inputs, the same ones in every group."""
+        source, rows = self.program.values[op.input], self.program.values[op.output].indices(self.index)
+        weight, groups, kept = self.tensors[op.weight], op.groups[self.index], source.indices(self.index)
+        weight = weight[np.ix_(rows, kept[kept < weight.shape[1]])]
         inputs = [self.name(op.input), self._constant(op.weight, weight)]
         if op.bias is not None:
             inputs.append(self._constant(op.bias, self.tensors[op.bias][rows]))
