@@ -16,7 +16,10 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
 CORE = ("spec", "program", "artifact", "cost")
-TRAIN = ("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lower", "export")
+TRAIN = (
+    *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
+    *("lower", "export"),
+)
 RUN = ("engine", "policy", "governor", "signals")
 ORDER = (
     *(f"rheostat.{name}" for name in CORE),

@@ -12,9 +12,9 @@ import rheostat
 
 PUBLIC = [
     "ArtifactError", "Cap", "CapSlack", "Cost", "Decision", "EnergyGovernor", "Engine", "Fixed", "ImageLoader",
-    "LatencyGovernor", "Observation", "Profile", "Signals", "Subnet", "SubnetInfo", "Supernet", "SystemGovernor",
-    "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx", "fit", "latency", "read_signals",
-    "recalibrate", "save", "trace", "uniform",
+    "Lasso", "LatencyGovernor", "Observation", "Profile", "Signals", "Subnet", "SubnetInfo", "Supernet",
+    "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx", "fit", "latency",
+    "multi_path", "nest", "read_signals", "recalibrate", "save", "single_path", "slim", "trace", "uniform",
 ]  # fmt: skip
 
 

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from rheostat.train.export import export_onnx
     from rheostat.train.fit import evaluate, fit, recalibrate
     from rheostat.train.graph import trace
+    from rheostat.train.lasso import Lasso, multi_path, single_path
     from rheostat.train.lower import save
-    from rheostat.train.sample import uniform
+    from rheostat.train.sample import nest, uniform
+    from rheostat.train.slim import slim
     from rheostat.train.supernet import Supernet
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Engine",
     "Fixed",
     "ImageLoader",
+    "Lasso",
     "LatencyGovernor",
     "Observation",
     "Profile",
@@ -63,9 +66,13 @@ __all__ = [
     "export_onnx",
     "fit",
     "latency",
+    "multi_path",
+    "nest",
     "read_signals",
     "recalibrate",
     "save",
+    "single_path",
+    "slim",
     "trace",
     "uniform",
 ]
@@ -80,6 +87,7 @@ _HOMES = {
     "Engine": "rheostat.run.engine",
     "Fixed": "rheostat.run.policy",
     "ImageLoader": "rheostat.train.data",
+    "Lasso": "rheostat.train.lasso",
     "LatencyGovernor": "rheostat.run.governor",
     "Observation": "rheostat.run.policy",
     "Profile": "rheostat.run.policy",
@@ -95,9 +103,13 @@ _HOMES = {
     "export_onnx": "rheostat.train.export",
     "fit": "rheostat.train.fit",
     "latency": "rheostat.measure",
+    "multi_path": "rheostat.train.lasso",
+    "nest": "rheostat.train.sample",
     "read_signals": "rheostat.run.signals",
     "recalibrate": "rheostat.train.fit",
     "save": "rheostat.train.lower",
+    "single_path": "rheostat.train.lasso",
+    "slim": "rheostat.train.slim",
     "trace": "rheostat.train.graph",
     "uniform": "rheostat.train.sample",
 }

@@ -213,10 +213,10 @@ def train(
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
     from rheostat.artifact import read_program
+    from rheostat_recipes import nonuniform, uniform
     from rheostat_recipes.run import Run
-    from rheostat_recipes.uniform import RECIPES
 
-    recipes = {function.__name__: function for function in RECIPES}
+    recipes = {function.__name__: function for function in (*uniform.RECIPES, *nonuniform.RECIPES)}
     if recipe is None:
         table = Table("recipe", "what it does", box=None, header_style="bold")
         for name, function in recipes.items():

@@ -13,15 +13,16 @@ class ArtifactError(Exception):
 class Subnet:
     """One operating point: how many units of each channel group it keeps.
 
-    `widths[g]` counts the kept units (channels, heads, whole groups) of `graph.groups[g]`; they are always the first
-    ones, so that every smaller subnet is a prefix of the larger.
+    `widths[g]` counts the kept units (channels, heads, whole groups) of `graph.groups[g]`. Without `units` they are the
+    first ones in the order of importance; `units[g]`, ascending, says which ones they are in the traced model.
 
-    >>> Subnet("0.5", (8, 16)).widths
-    (8, 16)
+    >>> Subnet("0.5", (2, 1), ((0, 3), (1,))).widths
+    (2, 1)
     """
 
     name: str
     widths: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

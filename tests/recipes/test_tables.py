@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rheostat_recipes import uniform
+from rheostat_recipes import nonuniform, uniform
 from rheostat_recipes.tables import HERE, load_table, names
 
 SIZES = {
@@ -55,7 +55,7 @@ def test_numbers_of_the_papers(paper: str, number: int, row: str, column: str, w
 
 
 def test_cells_name_recipes_that_exist() -> None:
-    recipes = {recipe.__name__ for recipe in uniform.RECIPES}
+    recipes = {recipe.__name__ for recipe in (*uniform.RECIPES, *nonuniform.RECIPES)}
     for path in (HERE / "expected").glob("*.json"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             assert cell.get("recipe", "digits") in recipes

@@ -132,7 +132,7 @@ def fit(
 
     history: list[Epoch] = []
     settings = {
-        "subnets": {subnet.name: list(subnet.widths) for subnet in net.subnets},
+        "subnets": {subnet.name: list(subnet.units or subnet.widths) for subnet in net.subnets},
         "loader": repr(loader) if isinstance(loader, ImageLoader) else type(loader).__name__,
         "steps": steps,
         "epochs": epochs,

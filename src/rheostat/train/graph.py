@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
-from rheostat.train.rules import Dims, Labels, apply
+from rheostat.spec import Cost
+from rheostat.train.rules import Dims, Labels, apply, is_aten, op_name
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,66 @@ class Graph:
         groups[group] = replace(groups[group], pinned=why)
         return replace(self, groups=tuple(groups))
 
-    def kept(self, widths: tuple[int, ...]) -> np.ndarray:
-        """True for every global unit that a subnet of these widths keeps.
+    def kept(self, widths: Sequence[int], units: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """True for every global unit that a subnet keeps: the first `widths[g]` of a group, or those in `units[g]`.
 
         The last entry, which unit -1 (an index that belongs to no group) reads, is True.
         """
         keep = np.zeros(sum(g.size for g in self.groups) + 1, bool)
         keep[-1] = True
-        for group, width in zip(self.groups, widths, strict=True):
-            keep[group.first_unit : group.first_unit + width] = True
+        for g, (group, width) in enumerate(zip(self.groups, widths, strict=True)):
+            keep[group.first_unit + np.asarray(range(width) if units is None else units[g], np.int64)] = True
         return keep
+
+    def legal(self, widths: Sequence[int]) -> tuple[int, ...]:
+        """Pinned groups whole, and extending groups at least as wide as the group that is padded to them."""
+        legal = [g.size if g.pinned else w for g, w in zip(self.groups, widths, strict=True)]
+        for _ in self.groups:
+            legal = [
+                w if g.extends is None else max(w, legal[g.extends])
+                for g, w in zip(self.groups, legal, strict=True)
+            ]
+        return tuple(legal)
+
+    @property
+    def chained(self) -> frozenset[int]:
+        """Groups that extend another or are extended: one order must do for all of them, so they are cut by count."""
+        pairs = [(i, g.extends) for i, g in enumerate(self.groups) if g.extends is not None]
+        return frozenset(i for pair in pairs for i in pair)
+
+    def cost(self, widths: Sequence[int]) -> Cost:
+        """What a subnet of these widths costs, counted from the graph; no module is built.
+
+        Multiply-accumulates are those of convolutions, linears, matrix products, `einsum` of two and attention.
+        """
+        keep = self.kept(widths)
+
+        def kept(shape: Sequence[int], dims: Dims) -> list[int]:
+            return [n if d is None else int(keep[d].sum()) for n, d in zip(shape, dims, strict=True)]
+
+        names: dict[int, str] = {}
+        for name, tensor in (
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        ):
+            if id(tensor) not in names or name in self.axes:
+                names[id(tensor)] = name
+
+        def count(tensor: torch.Tensor) -> int:
+            return math.prod(kept(tensor.shape, self.axes.get(names[id(tensor)], (None,) * tensor.dim())))
+
+        parameters = sum(count(t) for t in self.model.parameters())
+        stored = [*self.model.parameters(), *self.model.buffers()]
+        size = sum(count(t) * t.element_size() for t in stored if t.is_floating_point())
+        batch = next(len(t) for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor))
+
+        def shape(node: Any) -> list[int]:
+            return kept(node.meta["val"].shape, self.dims[node.name])
+
+        macs = sum(
+            _macs(n, shape) for n in self.program.graph.nodes if n.op == "call_function" and is_aten(n)
+        )
+        return Cost(parameters, macs // batch, size)
 
     def call(self, model: nn.Module) -> Any:
         """Run a model of this graph's interface on the example, in evaluation mode and without gradients."""
@@ -296,6 +349,31 @@ class _Builder:
             for index in {o for owner in owners for o in owner if o >= 0} if why else ():
                 groups[index] = replace(groups[index], pinned=groups[index].pinned or why)
         return groups
+
+
+def _macs(node: fx.Node, shape: Callable[[Any], list[int]]) -> int:
+    """Multiply-accumulates of a node, where `shape` gives the kept sizes of a value."""
+    name, args = op_name(node), cast("tuple[Any, ...]", node.args)
+    if name.startswith("conv_transpose"):
+        return math.prod(shape(args[0])) * math.prod(shape(args[1])[1:])
+    if name.startswith("conv") or name == "linear":
+        return math.prod(shape(node)) * math.prod(shape(args[1])[1:])
+    if name in ("matmul", "mm", "bmm"):
+        return math.prod(shape(node)) * shape(args[0])[-1]
+    if name in ("addmm", "baddbmm"):
+        return math.prod(shape(node)) * shape(args[1])[-1]
+    if name == "einsum" and len(operands := args[1]) == 2:
+        terms, _, result = args[0].replace(" ", "").partition("->")
+        sizes: dict[str, int] = {}
+        for term, operand in zip(terms.split(","), operands, strict=True):
+            left, _, right = term.partition("...")
+            sizes |= dict(zip(left, shape(operand), strict=False))
+            sizes |= dict(zip(reversed(right), reversed(shape(operand)), strict=False))
+        return math.prod(shape(node)) * math.prod(n for letter, n in sizes.items() if letter not in result)
+    if name == "scaled_dot_product_attention":
+        query, key, value = (shape(arg) for arg in args[:3])
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return 0
 
 
 def _arrays(dims: Any) -> list[np.ndarray]:

@@ -57,7 +57,8 @@ def save(
 
     The same supernet always gives the same bytes. Where the engine has no op for something, the file says so
     (`rheostat inspect`) and still loads back into training. `provenance` is kept as it is: the command, the data, a
-    seed. Raises `ArtifactError` where the file cannot be written or a tensor is not finite.
+    seed. Raises `ArtifactError` where the file cannot be written or a tensor is not finite, ValueError for subnets that
+    do not nest.
 
     >>> save(net, "resnet20.safetensors")  # doctest: +SKIP
     """
@@ -70,6 +71,12 @@ def lower(net: Supernet) -> tuple[Program, dict[str, np.ndarray]]:
 
     `program.ops` is None, and `program.unsupported` names the node, where the engine has no op for what the model does.
     """
+    if not net.nested:
+        free = next(s.name for s in net.subnets if s.units is not None)
+        raise ValueError(
+            f"save: subnet {free!r} keeps units that are not the first of their groups; want nested subnets, because "
+            "the engine runs slices. Repair them with nest(graph, subnets) before training."
+        )
     tensors, aliases = _tensors(net)
     shapes: Shapes = {n: (_DTYPE_NAMES.get(str(a.dtype), ""), a.shape) for n, a in tensors.items()}
     graph = net.graph

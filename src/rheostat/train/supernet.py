@@ -56,9 +56,12 @@ class Supernet(nn.Module):
 
     `net[k]` (or `net["0.5"]`) is an ordinary module of the small shapes whose parameters alias the shared tensors;
     `net[-1]` is the largest. Norms are private to each subnet. Channels are sorted by the `importance` ("l2" or "l1"
-    norm of a unit over all its weights) so that every subnet is a prefix. Construction checks every subnet on the
+    norm of a unit over all its weights) so that every subnet is a prefix; where subnets name their units, by the
+    smallest subnet that keeps the unit first. Named units that do not nest are gathered: trainable, at the price of
+    copies (`net.gathered_bytes`), but not to be saved (see `nest`). Construction checks every subnet on the
     example against the full model under masks; a group whose removal does not give the same function is pinned with the
-    reason (`net.graph`). Raises ValueError for subnets that do not nest or do not fit the graph.
+    reason (`net.graph`). Raises ValueError for widths that do not nest, subnets that do not fit the graph, or a largest
+    one that does not hold all the others.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> net = Supernet(graph := trace(model, torch.randn(1, 4)), uniform(graph, (0.5, 1.0)))
@@ -72,13 +75,13 @@ class Supernet(nn.Module):
             raise ValueError(f"Supernet: importance={importance!r}; want 'l1' or 'l2'")
         _validate(graph, subnets)
         full = copy.deepcopy(graph.model)
-        graph = _sort(graph, full, importance)
-        self.graph, self.subnets = _verify(graph, tuple(subnets), full)
-        sizes, largest = _sizes(graph), self.subnets[-1].widths
+        self.graph, self.subnets = _verify(*_sort(graph, full, importance, subnets), full)
+        keeps = [self.graph.kept(s.widths, s.units) for s in self.subnets]
+        _check_order(self.subnets, keeps)
         self.shared = full
-        if largest != sizes:
-            self.shared = _own(_small(self.graph, full, largest, sizes)[0])
-        small = [_small(self.graph, self.shared, s.widths, largest) for s in self.subnets[:-1]]
+        if not keeps[-1].all():
+            self.shared = _own(_small(self.graph, full, keeps[-1], np.ones_like(keeps[-1]))[0])
+        small = [_small(self.graph, self.shared, keep, keeps[-1]) for keep in keeps[:-1]]
         self._smaller = [
             module for module, _ in small
         ]  # a plain list: their parameters are not the optimizer's
@@ -208,6 +211,11 @@ class Supernet(nn.Module):
         for s in self._slices:
             if s.gathered:
                 s.small.copy_(s.shared[s.index])
+
+    @property
+    def nested(self) -> bool:
+        """Every subnet is a prefix of each group, as the artifact and the engine want it."""
+        return all(s.units is None for s in self.subnets)
 
     @property
     def gathered_bytes(self) -> int:
@@ -345,6 +353,7 @@ def _validate(graph: Graph, subnets: Sequence[Subnet]) -> None:
         raise ValueError(f"Supernet: subnet names {names} repeat; want different names")
     smaller: tuple[int, ...] = (0,) * len(graph.groups)
     for subnet in subnets:
+        _validate_units(graph, subnet)
         if len(subnet.widths) != len(graph.groups):
             raise ValueError(
                 f"Supernet: subnet {subnet.name!r} has {len(subnet.widths)} widths; want one for each of the "
@@ -354,18 +363,51 @@ def _validate(graph: Graph, subnets: Sequence[Subnet]) -> None:
             where = f"{group.name}: subnet {subnet.name!r} keeps {width} of {group.size} units"
             if not 1 <= width <= group.size:
                 raise ValueError(f"{where}; a subnet keeps at least 1 and at most {group.size}")
-            if width < below:
+            if width < below and subnet.units is None:
                 raise ValueError(
                     f"{where}, the smaller one before it {below}; want nested subnets, smallest first"
                 )
             if group.pinned and width != group.size:
                 raise ValueError(f"{where}, but it is pinned ({group.pinned}); want it whole")
-            if group.extends is not None and width < subnet.widths[group.extends]:
+            if group.extends is not None and width < subnet.widths[group.extends] and subnet.units is None:
                 padded = graph.groups[group.extends].name
                 raise ValueError(
                     f"{where}, fewer than {padded}, which is padded to it, keeps; want at least as many"
                 )
-        smaller = subnet.widths
+        smaller = smaller if subnet.units else subnet.widths
+
+
+def _validate_units(graph: Graph, subnet: Subnet) -> None:
+    if subnet.units is None:
+        return
+    if len(subnet.units) != len(graph.groups) or tuple(map(len, subnet.units)) != tuple(subnet.widths):
+        raise ValueError(
+            f"Supernet: subnet {subnet.name!r}: units name {tuple(map(len, subnet.units))} units; want as many as its "
+            f"widths {subnet.widths}"
+        )
+    for group, units in zip(graph.groups, subnet.units, strict=True):
+        if list(units) != sorted(set(units)) or any(not 0 <= u < group.size for u in units):
+            raise ValueError(
+                f"{group.name}: subnet {subnet.name!r} names units {units}; want different ones, ascending, from 0 to "
+                f"{group.size - 1}"
+            )
+
+
+def _check_order(subnets: tuple[Subnet, ...], keeps: list[np.ndarray]) -> None:
+    """Sorted subnets: the last holds all others, and none is inside one before it."""
+    for k, (subnet, keep) in enumerate(zip(subnets, keeps, strict=True)):
+        if (keep & ~keeps[-1]).any():
+            raise ValueError(
+                f"Supernet: subnet {subnet.name!r} keeps units that the last one, {subnets[-1].name!r}, does not; want "
+                "the largest subnet last, to hold the shared weights of all"
+            )
+        for before, held in zip(subnets[:k], keeps[:k], strict=True):
+            shrinks = any(a > b for a, b in zip(before.widths, subnet.widths, strict=True))
+            if shrinks and ((subnet.units is None and before.units is None) or not (keep & ~held).any()):
+                raise ValueError(
+                    f"Supernet: subnet {subnet.name!r} is narrower than {before.name!r} before it; want nested subnets,"
+                    " smallest first"
+                )
 
 
 # --- sorting ----------------------------------------------------------------------------------------------------------
@@ -390,9 +432,14 @@ def _scores(graph: Graph, group: int, tensors: dict[str, torch.Tensor], importan
     return total.numpy()
 
 
-def _sort(graph: Graph, model: nn.Module, importance: str) -> Graph:
-    """Order the units of every group by importance, in place; a group whose order matters to the model is pinned."""
-    orders = _orders(graph, _tensors(model), importance)
+def _sort(
+    graph: Graph, model: nn.Module, importance: str, subnets: Sequence[Subnet]
+) -> tuple[Graph, tuple[Subnet, ...]]:
+    """Order the units of every group in place, and name the subnets' units in the new order.
+
+    A group whose order matters to the model is pinned.
+    """
+    orders = _orders(graph, _tensors(model), importance, subnets)
     probe = _disturbed(model)
     tensors = _tensors(probe)
     want = _outputs(graph, probe)
@@ -412,7 +459,14 @@ def _sort(graph: Graph, model: nn.Module, importance: str) -> Graph:
                 graph = graph.pin(g, "the order of its channels matters to the model")
     for g, order in enumerate(orders):
         _permute_(graph, g, _tensors(model), order)
-    return graph
+    places = [np.argsort(order) for order in orders]
+    moved = (
+        s
+        if s.units is None
+        else replace(s, units=tuple(_ascending(p[list(u)]) for p, u in zip(places, s.units, strict=True)))
+        for s in subnets
+    )
+    return graph, tuple(_legal(graph, s) for s in moved)
 
 
 def _disturbed(model: nn.Module) -> nn.Module:
@@ -428,9 +482,24 @@ def _disturbed(model: nn.Module) -> nn.Module:
     return probe
 
 
-def _orders(graph: Graph, tensors: dict[str, torch.Tensor], importance: str) -> list[np.ndarray]:
-    """The new order of each group's units, most important first; extending groups follow the one that they extend."""
+def _ascending(units: np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted(units.tolist()))
+
+
+def _orders(
+    graph: Graph, tensors: dict[str, torch.Tensor], importance: str, subnets: Sequence[Subnet]
+) -> list[np.ndarray]:
+    """The new order of each group's units: by the smallest subnet that names the unit, then the most important first.
+
+    Extending groups follow the one that they extend.
+    """
     scores = [_scores(graph, g, tensors, importance) for g in range(len(graph.groups))]
+    levels = [np.zeros(g.size, np.int64) for g in graph.groups]
+    if any(s.units is not None for s in subnets):
+        levels = [np.full(g.size, len(subnets)) for g in graph.groups]
+        for k, subnet in reversed(list(enumerate(subnets))):
+            for level, units in zip(levels, subnet.units or (), strict=subnet.units is not None):
+                level[list(units)] = k
     children = {g.extends: i for i, g in enumerate(graph.groups) if g.extends is not None}
     orders: list[np.ndarray] = [np.arange(g.size) for g in graph.groups]
     for g, group in enumerate(graph.groups):
@@ -445,8 +514,10 @@ def _orders(graph: Graph, tensors: dict[str, torch.Tensor], importance: str) -> 
         head = np.zeros(0, np.int64)
         for c in chain:  # units that several groups of the chain share count with all their norms
             size = graph.groups[c].size
-            score = sum(scores[d][start:size] for d in chain if graph.groups[d].size >= size)
-            head = np.concatenate([head, start + np.argsort(-np.asarray(score), kind="stable")])
+            sharing = [d for d in chain if graph.groups[d].size >= size]
+            score = np.asarray(sum(scores[d][start:size] for d in sharing))
+            keys = (-score, *(levels[d][start:size] for d in reversed(sharing)))
+            head = np.concatenate([head, start + np.lexsort(keys)])
             orders[c], start = head, size
     return orders
 
@@ -466,10 +537,6 @@ def _permute_(graph: Graph, group: int, tensors: dict[str, torch.Tensor], order:
 # --- small modules ----------------------------------------------------------------------------------------------------
 
 
-def _sizes(graph: Graph) -> tuple[int, ...]:
-    return tuple(g.size for g in graph.groups)
-
-
 def _same(view: torch.Tensor, grad: torch.Tensor) -> bool:
     return view.untyped_storage().data_ptr() == grad.untyped_storage().data_ptr()
 
@@ -485,25 +552,26 @@ def _own(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _kept(graph: Graph, widths: tuple[int, ...]) -> dict[tuple[str, int], np.ndarray]:
-    """For every tensor axis that carries units, True at the indices that a subnet of these widths keeps."""
+def _kept(graph: Graph, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+    """For every tensor axis that carries units, True at the indices that a subnet keeps."""
     kept: dict[tuple[str, int], np.ndarray] = {}
     sizes = {n: t.shape for n, t in _tensors(graph.model).items()}
-    for group, width in zip(graph.groups, widths, strict=True):
+    for group in graph.groups:
+        gone = ~keep[group.first_unit : group.first_unit + group.size]
         for axis in group.axes:
             mask = kept.setdefault((axis.tensor, axis.dim), np.ones(sizes[axis.tensor][axis.dim], bool))
-            mask[axis.positions[width:]] = False
+            mask[axis.positions[gone]] = False
     return kept
 
 
 def _small(
-    graph: Graph, shared: nn.Module, widths: tuple[int, ...], present: tuple[int, ...]
+    graph: Graph, shared: nn.Module, keep: np.ndarray, present: np.ndarray
 ) -> tuple[nn.Module, list[_Slice]]:
-    """The model's structure with the parameters of a subnet, aliasing those of `shared`, which has widths `present`.
+    """The model's structure with the parameters of a subnet, aliasing those of `shared`, which has the units `present`.
 
     Private tensors are copies; a parameter whose kept indices are not one range is gathered.
     """
-    kept, had = _kept(graph, widths), _kept(graph, present)
+    kept, had = _kept(graph, keep), _kept(graph, present)
     ranges = {key: np.flatnonzero(mask[had[key]]) for key, mask in kept.items()}
     module = copy.deepcopy(shared, {id(t): t for t in _tensors(shared).values()})
     slices: list[_Slice] = []
@@ -529,8 +597,13 @@ def _small(
             for key, tensor in store.items():
                 if tensor is not None:
                     store[key] = made[id(tensor)]
-    _set_attributes(graph, module, graph.kept(present), graph.kept(widths))
+    _set_attributes(graph, module, present, keep)
     return module, slices
+
+
+def module_of(graph: Graph, model: nn.Module, keep: np.ndarray) -> nn.Module:
+    """An independent small module of the units of `model` at which `keep` is True."""
+    return _own(_small(graph, model, keep, np.ones_like(keep))[0])
 
 
 def _index(indices: list[np.ndarray]) -> tuple[tuple[Any, ...], bool]:
@@ -646,7 +719,7 @@ class _Masked(fx.Interpreter):
         return torch.zeros_like(x).index_copy(axis, index, kept)
 
 
-def _masked_outputs(graph: Graph, model: nn.Module, widths: tuple[int, ...]) -> list[torch.Tensor]:
+def _masked_outputs(graph: Graph, model: nn.Module, keep: np.ndarray) -> list[torch.Tensor]:
     tensors = _tensors(model)
     given = iter(tree_leaves((graph.args, graph.kwargs)))
     inputs = []
@@ -660,7 +733,7 @@ def _masked_outputs(graph: Graph, model: nn.Module, widths: tuple[int, ...]) -> 
             inputs.append(graph.program.constants[spec.target])  # type: ignore[index]
     inputs = [i.clone() if isinstance(i, torch.Tensor) else i for i in inputs]
     with torch.no_grad():
-        return _leaves(_Masked(graph, graph.kept(widths)).run(*inputs))
+        return _leaves(_Masked(graph, keep).run(*inputs))
 
 
 def _outputs(graph: Graph, model: nn.Module) -> list[torch.Tensor]:
@@ -684,49 +757,52 @@ def _difference(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     return worst
 
 
-def _fault(graph: Graph, model: nn.Module, widths: tuple[int, ...]) -> str | None:
-    """Why the small module of these widths does not compute what the masked model does, or None."""
-    if widths == _sizes(graph):
+def _fault(graph: Graph, model: nn.Module, subnet: Subnet) -> str | None:
+    """Why the small module of a subnet does not compute what the masked model does, or None."""
+    keep = graph.kept(subnet.widths, subnet.units)
+    if keep.all():
         return None
     try:
-        got = _outputs(graph, _small(graph, model, widths, _sizes(graph))[0])
+        got = _outputs(graph, _small(graph, model, keep, np.ones_like(keep))[0])
     except Exception as error:
         return f"its subnet fails: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
-    if _difference(got, _masked_outputs(graph, model, widths)) > _TOLERANCE:
+    if _difference(got, _masked_outputs(graph, model, keep)) > _TOLERANCE:
         return "its subnet computes something else than the model with these channels removed"
     return None
 
 
-def _legal(graph: Graph, widths: Sequence[int]) -> tuple[int, ...]:
-    """Pinned groups whole, and extending groups at least as wide as the group that is padded to them."""
-    legal = [g.size if g.pinned else w for g, w in zip(graph.groups, widths, strict=True)]
-    for _ in graph.groups:
-        legal = [
-            w if g.extends is None else max(w, legal[g.extends])
-            for g, w in zip(graph.groups, legal, strict=True)
-        ]
-    return tuple(legal)
+def _legal(graph: Graph, subnet: Subnet) -> Subnet:
+    """The subnet with legal widths; it names units only where they are not the first ones of each group."""
+    widths = graph.legal(subnet.widths)
+    if subnet.units is None:
+        return replace(subnet, widths=widths)
+    firsts = tuple(tuple(range(width)) for width in widths)
+    units = tuple(
+        first if group.pinned or g in graph.chained else named
+        for g, (group, first, named) in enumerate(zip(graph.groups, firsts, subnet.units, strict=True))
+    )
+    return replace(subnet, widths=widths, units=None if units == firsts else units)
 
 
 def _verify(graph: Graph, subnets: tuple[Subnet, ...], model: nn.Module) -> tuple[Graph, tuple[Subnet, ...]]:
     """Check every subnet against the masked model; pin the groups that make it fail, one by one, until it passes."""
     model = _disturbed(model)
     for subnet in subnets:
-        while (why := _fault(graph, model, _legal(graph, subnet.widths))) is not None:
-            culprit = _culprit(graph, model, _legal(graph, subnet.widths))
+        while (why := _fault(graph, model, _legal(graph, subnet))) is not None:
+            culprit = _culprit(graph, model, _legal(graph, subnet))
             graph = graph.pin(culprit, why)
-    legal = tuple(replace(s, widths=_legal(graph, s.widths)) for s in subnets)
-    return graph, legal
+    return graph, tuple(_legal(graph, s) for s in subnets)
 
 
-def _culprit(graph: Graph, model: nn.Module, widths: tuple[int, ...]) -> int:
+def _culprit(graph: Graph, model: nn.Module, subnet: Subnet) -> int:
     """A group without which the subnet would pass: the last of the shortest run of groups that must be whole."""
-    cut = [g for g, (w, size) in enumerate(zip(widths, _sizes(graph), strict=True)) if w < size]
+    cut = [g for g, (w, group) in enumerate(zip(subnet.widths, graph.groups, strict=True)) if w < group.size]
 
     def passes(count: int) -> bool:
-        whole = set(cut[:count])
-        tried = [graph.groups[g].size if g in whole else w for g, w in enumerate(widths)]
-        return _fault(graph, model, _legal(graph, tried)) is None
+        tried = graph
+        for g in cut[:count]:
+            tried = tried.pin(g, "tried whole")
+        return _fault(tried, model, _legal(tried, subnet)) is None
 
     low, high = 0, len(cut)  # `low` groups whole fail, `high` pass
     while high - low > 1:
