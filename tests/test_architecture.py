@@ -18,7 +18,7 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 CORE = ("spec", "program", "artifact", "cost")
 TRAIN = (
     *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
-    *("lower", "export"),
+    *("lower", "quant", "export"),
 )
 RUN = ("engine", "policy", "governor", "signals")
 ORDER = (

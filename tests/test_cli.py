@@ -65,7 +65,7 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_verbs() -> None:
     text = invoke("--help")
     assert text == invoke()
-    for verb in ("demo", "train", "eval", "inspect", "bench", "export", "table"):
+    for verb in ("demo", "train", "eval", "quantize", "inspect", "bench", "export", "table"):
         assert f" {verb} " in text
     assert "│ dial " not in text
 
@@ -153,6 +153,20 @@ def test_names_with_brackets_are_shown_as_they_are(trained: Path, tmp_path: Path
     text = invoke("inspect", tmp_path / "odd.safetensors")
     for words in ("[/red]", "view [N, 512] [red]", "[b]bold[/b]"):
         assert words in text
+
+
+def test_quantize(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.safetensors"
+    rows = json.loads(invoke("quantize", trained, "--out", out, "--num", 128, "--json"))
+    before, after = rh.cost(trained), rh.cost(out)
+    assert [row["name"] for row in rows] == [info.name for info in before]
+    for row, a, b in zip(rows, before, after, strict=True):
+        assert row["accuracy"] == b.accuracy
+        assert a.accuracy is not None
+        assert b.accuracy is not None
+        assert b.accuracy > a.accuracy - 0.02
+        assert b.size_bytes < 0.5 * a.size_bytes
+    assert "bits_weights: got 5; want 8 or 16" in mistake("quantize", trained, "--out", out, "--bits", 5)
 
 
 def test_bench(trained: Path) -> None:

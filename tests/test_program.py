@@ -29,6 +29,8 @@ from rheostat.program import (
     PadChannels,
     Plan,
     Program,
+    Quantization,
+    QuantOp,
     Segment,
     Subsample,
     Value,
@@ -85,7 +87,13 @@ def test_every_op_is_in_the_schema_with_its_fields() -> None:
         want = {"op", *(f.name for f in fields(kind))}
         assert set(defined[name]["properties"]) == set(defined[name]["required"]) == want, name
     assert SCHEMA["$defs"]["activation"]["enum"] == list(ACTIVATIONS)
-    assert set(SCHEMA["$defs"]["program"]["required"]) == {"version", *(f.name for f in fields(Program))}
+    assert set(SCHEMA["$defs"]["program"]["properties"]) == {"version", *(f.name for f in fields(Program))}
+    assert set(SCHEMA["$defs"]["program"]["required"]) == {*SCHEMA["$defs"]["program"]["properties"]} - {
+        "quant"
+    }
+    for name, kind in (("quant", Quantization), ("quant_op", QuantOp)):
+        want = {f.name for f in fields(kind)}
+        assert set(SCHEMA["$defs"][name]["properties"]) == set(SCHEMA["$defs"][name]["required"]) == want
 
 
 def test_the_schema_accepts_the_toy_and_refuses_what_from_json_refuses() -> None:
@@ -94,6 +102,8 @@ def test_the_schema_accepts_the_toy_and_refuses_what_from_json_refuses() -> None
     schema.validate(good)
     for change in (
         lambda p: p.update(version=2),
+        lambda p: p.update(version=3),
+        lambda p: p.update(quant={}),
         lambda p: p.update(extra=1),
         lambda p: p["ops"][0].update(op="system"),
         lambda p: p["ops"][0].update(stride=[0, 1]),

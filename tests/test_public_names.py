@@ -12,9 +12,10 @@ import rheostat
 
 PUBLIC = [
     "ArtifactError", "Cap", "CapSlack", "Cost", "Decision", "EnergyGovernor", "Engine", "Fixed", "ImageLoader",
-    "Lasso", "LatencyGovernor", "Observation", "Profile", "Signals", "Subnet", "SubnetInfo", "Supernet",
-    "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx", "fit", "latency",
-    "multi_path", "nest", "read_signals", "recalibrate", "save", "single_path", "slim", "trace", "uniform",
+    "Lasso", "LatencyGovernor", "Observation", "Profile", "Quant", "Signals", "Subnet", "SubnetInfo",
+    "Supernet", "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx",
+    "fit", "latency", "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save", "single_path",
+    "slim", "trace", "uniform",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "model.h"
+#include "part.h"
 #include "threads.h"
 
 enum {
@@ -38,34 +39,6 @@ struct rh_context {
     atomic_int active;
     pid_t process; /* threads do not survive a fork of the process */
 };
-
-/* `samples` samples of one subnet in one lane; the work on them is cut into `count` parts, and this is part
- * `index`. */
-typedef struct {
-    const rh_model *model;
-    float *lane;
-    int32_t group;
-    int32_t subnet;
-    int32_t samples;
-    int32_t index;
-    int32_t count;
-} part;
-
-typedef struct {
-    int64_t begin;
-    int64_t end;
-} range;
-
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* This part's share of `items` items, in multiples of `step`. */
-static range share(const part *p, int64_t items, int64_t step) {
-    const int64_t steps = (items + step - 1) / step;
-    const int64_t end = steps * (p->index + 1) / p->count * step;
-    return (range){steps * p->index / p->count * step, min64(end, items)};
-}
-
-static const rh_layout *layout_of(const part *p, int32_t v) { return &p->model->values[v].layout[p->subnet]; }
 
 /* The first pixel inside the border of the first sample. */
 static float *data_of(const part *p, int32_t v) {
@@ -200,17 +173,6 @@ static void run_conv2d(const part *p, const rh_op *op) {
 
 /* ---- pools ---- */
 
-/* Clips the window of output position `at` along one dimension; returns its length with padding (for
- * averages). */
-static int64_t clip(const rh_op *op, int d, int64_t at, int64_t size, int64_t *begin, int64_t *end) {
-    *begin = at * op->stride[d] - op->padding[d];
-    *end = min64(*begin + op->kernel[d], size + op->padding[d]);
-    const int64_t length = *end - *begin;
-    *begin = *begin < 0 ? 0 : *begin;
-    *end = min64(*end, size);
-    return length;
-}
-
 static void run_pool2d(const part *p, const rh_op *op) {
     const rh_value *in = &p->model->values[op->inputs[0]], *out = &p->model->values[op->output];
     const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
@@ -220,9 +182,9 @@ static void run_pool2d(const part *p, const rh_op *op) {
         const float *x = data_of(p, op->inputs[0]) + sample * from->size;
         float *y = data_of(p, op->output) + sample * to->size + oy * to->pitch;
         int64_t top, bottom, left, right;
-        const int64_t tall = clip(op, 0, oy, in->height, &top, &bottom);
+        const int64_t tall = rh_clip_window(op, 0, oy, in->height, &top, &bottom);
         for (int64_t ox = 0; ox < out->width; ox++, y += to->stride) {
-            const int64_t wide = clip(op, 1, ox, in->width, &left, &right);
+            const int64_t wide = rh_clip_window(op, 1, ox, in->width, &left, &right);
             const rh_window window = {
                 .input = x + top * from->pitch + left * from->stride,
                 .row_stride = from->pitch,
@@ -414,7 +376,9 @@ static void run_step(const void *argument, int32_t index) {
     const step *s = argument;
     part p = s->part;
     p.index = index;
-    if (s->op == NULL) {
+    if (p.model->weight_bits != 0) {
+        rh_quant_step(&p, s->op, s->input);
+    } else if (s->op == NULL) {
         read_input(&p, s->input);
     } else {
         run_op(&p, s->op);
@@ -453,7 +417,11 @@ static void run_group(const call *c, int64_t first, int32_t samples, int32_t lan
     for (int32_t i = 0; i < model->num_outputs; i++) {
         const rh_value *out = &model->values[model->outputs[i]];
         const int64_t size = (int64_t)out->layout[c->subnet].channels * out->height * out->width;
-        write_output(&s.part, model->outputs[i], c->outputs[i] + first * size);
+        if (model->weight_bits != 0) {
+            rh_quant_output(&s.part, i, c->outputs[i] + first * size);
+        } else {
+            write_output(&s.part, model->outputs[i], c->outputs[i] + first * size);
+        }
     }
 }
 
@@ -502,7 +470,9 @@ static int32_t fill(rh_context *context, rh_model *model, int32_t threads) {
     atomic_init(&context->active, model->num_subnets - 1);
     const int64_t fitting = model->arena > 0 ? RH_GROUP_FLOATS / model->arena : 1;
     context->group = (int32_t)(fitting < 1 ? 1 : min64(fitting, RH_GROUP_MAX));
-    context->lane = (model->arena * context->group + RH_LANES - 1) / RH_LANES * RH_LANES + RH_LANES;
+    const int64_t numbers = model->arena * context->group;
+    const int64_t floats = model->weight_bits != 0 ? (numbers + 1) / 2 : numbers; /* an int16_t is half a float */
+    context->lane = (floats + RH_LANES - 1) / RH_LANES * RH_LANES + RH_LANES;
     if (context->lane > INT64_MAX / 8 / threads) return RH_TOO_LARGE;
     context->work = calloc((size_t)model->num_subnets, sizeof(int64_t));
     context->memory = calloc((size_t)(context->lane * threads) * sizeof(float) + RH_ALIGN, 1);

@@ -38,20 +38,44 @@ static int32_t clip(const rh_stretch *stretches, int32_t num, int32_t first, int
     return found;
 }
 
-static int32_t pack(rh_model *model, rh_op *op, const float *weight, const column_block *blocks,
+/* Room for `count` packed numbers of the model's type. */
+static int32_t make_room(rh_model *model, rh_op *op, int64_t count) {
+    const int64_t size = model->weight_bits == 0 ? (int64_t)sizeof(float) : op->narrow ? 1 : 2;
+    void *room = rh_model_alloc(model, count, size);
+    if (room == NULL) return RH_OUT_OF_MEMORY;
+    if (model->weight_bits == 0) {
+        op->weight = room;
+    } else {
+        op->integers = room;
+    }
+    model->weight_bytes += count * size;
+    return RH_OK;
+}
+
+static inline void put(rh_op *op, int64_t to, const rh_op_desc *desc, int64_t from) {
+    if (op->weight != NULL) {
+        op->weight[to] = desc->weight[from];
+    } else if (op->narrow) {
+        ((int8_t *)op->integers)[to] = (int8_t)desc->quant.weight[from];
+    } else {
+        ((int16_t *)op->integers)[to] = desc->quant.weight[from];
+    }
+}
+
+static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const column_block *blocks,
                     int32_t num_blocks, int32_t num_panels) {
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
     op->weight_stride = taps * inputs * RH_LANES;
     if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
-    op->weight = rh_model_alloc(model, op->weight_stride * num_panels, sizeof(float));
-    if (op->weight == NULL) return RH_OUT_OF_MEMORY;
-    model->weight_bytes += op->weight_stride * num_panels * (int64_t)sizeof(float);
+    const int32_t status = make_room(model, op, op->weight_stride * num_panels);
+    if (status != RH_OK) return status;
     for (int32_t b = 0; b < num_blocks; b++) {
         for (int32_t c = 0; c < blocks[b].count; c++) {
-            float *to = op->weight + (blocks[b].panel + c / RH_LANES) * op->weight_stride + c % RH_LANES;
-            const float *from = weight + (blocks[b].first + c) * inputs * taps;
+            const int64_t to = (blocks[b].panel + c / RH_LANES) * op->weight_stride + c % RH_LANES;
+            const int64_t from = (blocks[b].first + c) * inputs * taps;
             for (int64_t i = 0; i < inputs; i++) {
-                for (int64_t t = 0; t < taps; t++) to[(t * inputs + i) * RH_LANES] = from[i * taps + t];
+                for (int64_t t = 0; t < taps; t++)
+                    put(op, to + (t * inputs + i) * RH_LANES, desc, from + i * taps + t);
             }
         }
     }
@@ -136,8 +160,9 @@ static int32_t plan_subnet(rh_model *model, rh_op *op, int32_t k, const column_b
         if (reads == 0 || reads != num_group ||
             memcmp(room->group, room->other, (size_t)reads * sizeof(rh_stretch)) != 0)
             return RH_UNSUPPORTED;
-        /* A lone block may write whole panels: its pixels are as wide. */
-        add_units(plan, &blocks[b], input, output, num_blocks == 1 ? rh_round_up(kept, RH_LANES) : kept);
+        /* A lone block may write whole panels: its pixels are as wide. Integer kernels take any count. */
+        const int whole = num_blocks == 1 && model->weight_bits == 0;
+        add_units(plan, &blocks[b], input, output, whole ? rh_round_up(kept, RH_LANES) : kept);
     }
     return plan_runs(model, op, k, room->group, num_group);
 }
@@ -169,7 +194,7 @@ static int32_t plan_panels(rh_model *model, rh_op *op, const rh_op_desc *desc, i
         const scratch room = {stretches, stretches + ins, stretches + ins + outs, stretches + 2 * ins + outs};
         const int32_t num_blocks = cut(out, out->total / groups, blocks);
         const column_block *last = &blocks[num_blocks - 1];
-        status = pack(model, op, desc->weight, blocks, num_blocks, last->panel + panels_of(last->count));
+        status = pack(model, op, desc, blocks, num_blocks, last->panel + panels_of(last->count));
         for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
             status = plan_subnet(model, op, k, blocks, num_blocks, &room);
     }
@@ -201,7 +226,8 @@ static int32_t plan_depthwise_subnet(rh_model *model, rh_op *op, int32_t k) {
     const int same = num_ins == plan->num_stretches &&
                      memcmp(ins, plan->stretches, (size_t)num_ins * sizeof(rh_stretch)) == 0;
     free(ins);
-    if (plan->num_stretches == 1) plan->stretches[0].count = rh_round_up(plan->stretches[0].count, RH_LANES);
+    if (plan->num_stretches == 1 && model->weight_bits == 0)
+        plan->stretches[0].count = rh_round_up(plan->stretches[0].count, RH_LANES);
     plan->work = (int64_t)taps * out->layout[k].channels * out->height * out->width;
     return same ? RH_OK : RH_UNSUPPORTED;
 }
@@ -211,23 +237,20 @@ static int32_t plan_depthwise(rh_model *model, rh_op *op, const rh_op_desc *desc
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
     op->depthwise = 1;
     op->weight_stride = rh_round_up(channels, RH_LANES);
-    op->weight = rh_model_alloc(model, op->weight_stride * taps, sizeof(float));
-    if (op->weight == NULL) return RH_OUT_OF_MEMORY;
-    model->weight_bytes += op->weight_stride * taps * (int64_t)sizeof(float);
+    int32_t status = make_room(model, op, op->weight_stride * taps);
+    if (status != RH_OK) return status;
     for (int64_t t = 0; t < taps; t++) {
-        for (int32_t c = 0; c < channels; c++)
-            op->weight[t * op->weight_stride + c] = desc->weight[c * taps + t];
+        for (int32_t c = 0; c < channels; c++) put(op, t * op->weight_stride + c, desc, c * taps + t);
     }
-    for (int32_t k = 0; k < model->num_subnets; k++) {
-        const int32_t status = plan_depthwise_subnet(model, op, k);
-        if (status != RH_OK) return status;
-    }
-    return RH_OK;
+    for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
+        status = plan_depthwise_subnet(model, op, k);
+    return status;
 }
 
 int32_t rh_conv2d_plan(rh_model *model, rh_op *op, const rh_op_desc *desc) {
     const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
-    if (desc->weight == NULL || op->group_inputs < 1 || in->total % op->group_inputs != 0) return RH_INVALID;
+    const int missing = model->weight_bits == 0 ? desc->weight == NULL : desc->quant.weight == NULL;
+    if (missing || op->group_inputs < 1 || in->total % op->group_inputs != 0) return RH_INVALID;
     const int32_t groups = in->total / op->group_inputs;
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
     if (taps * op->group_inputs > INT32_MAX / RH_LANES) return RH_TOO_LARGE;

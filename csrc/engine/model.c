@@ -73,6 +73,8 @@ static int32_t copy_value(rh_model *model, rh_value *value, const rh_value_desc 
     value->num_segments = segments;
     value->height = desc->height;
     value->width = desc->width;
+    value->low = desc->low;
+    value->high = desc->high;
     value->full = rh_model_alloc(model, segments, sizeof(int32_t));
     value->kept = rh_model_alloc(model, (int64_t)segments * subnets, sizeof(int32_t));
     value->layout = rh_model_alloc(model, subnets, sizeof(rh_layout));
@@ -301,6 +303,7 @@ static int32_t plan_op(rh_model *model, rh_op *op, const rh_op_desc *desc) {
             op->plan[k].work += model->values[op->inputs[i]].layout[k].size;
         op->plan[k].work += model->values[op->output].layout[k].size;
     }
+    if (model->weight_bits != 0) return rh_quant_plan(model, op, desc);
     if (op->kind != RH_CONV2D && op->kind != RH_SCALE) return RH_OK;
     const int32_t status = copy_epilogue(model, op, desc);
     return status != RH_OK || op->kind == RH_SCALE ? status : rh_conv2d_plan(model, op, desc);
@@ -328,6 +331,7 @@ static int32_t build(rh_model *model, const rh_model_desc *desc, int32_t *failed
         model->values[v].last = model->num_ops;
     }
     status = lay_out(model);
+    if (status == RH_OK && model->weight_bits != 0) status = rh_quant_check(model, desc);
     if (status != RH_OK) return status;
     for (int32_t i = 0; i < model->num_ops; i++) {
         *failed_op = i;
@@ -343,7 +347,7 @@ int32_t rh_model_build(const rh_model_desc *desc, rh_model **model, int32_t *fai
     *failed_op = -1;
     if (desc->num_subnets < 1 || desc->num_subnets > RH_MAX_SUBNETS || desc->num_values < 1 ||
         desc->num_ops < 0 || desc->num_outputs < 1 || desc->values == NULL || desc->ops == NULL ||
-        desc->outputs == NULL)
+        desc->outputs == NULL || (desc->weight_bits != 0 && desc->weight_bits != 8 && desc->weight_bits != 16))
         return RH_INVALID;
     rh_model *made = calloc(1, sizeof(rh_model));
     if (made == NULL) return RH_OUT_OF_MEMORY;
@@ -353,6 +357,7 @@ int32_t rh_model_build(const rh_model_desc *desc, rh_model **model, int32_t *fai
     made->num_values = desc->num_values;
     made->num_ops = desc->num_ops;
     made->num_outputs = desc->num_outputs;
+    made->weight_bits = desc->weight_bits;
     const int32_t status = build(made, desc, failed_op);
     if (status != RH_OK) {
         rh_model_release(made);

@@ -36,6 +36,8 @@ typedef struct {
     int32_t total; /* full channels */
     int32_t height;
     int32_t width;
+    int32_t low; /* integer models */
+    int32_t high;
     int32_t border[2]; /* rows above and below, pixels left and right */
     int32_t compact;   /* pixels of exactly `channels` floats: an input that only convolutions read */
     int32_t first;     /* the ops between which it is alive */
@@ -64,6 +66,8 @@ typedef struct {
     int32_t *taps; /* depthwise */
     rh_stretch *stretches;
     int32_t num_stretches;
+    rh_requant requant; /* integer models */
+    const int16_t *table;
 } rh_op_plan;
 
 typedef struct {
@@ -81,7 +85,9 @@ typedef struct {
     int32_t group_inputs;
     int32_t depthwise;
     float *weight;         /* panels, or [tap][weight_stride] */
-    int64_t weight_stride; /* floats from a panel (depthwise: tap) to the next */
+    void *integers;        /* integer models: the same, of int8_t or int16_t */
+    int32_t narrow;        /* int8_t, and every sum fits 32 bits */
+    int64_t weight_stride; /* numbers from a panel (depthwise: tap) to the next */
     rh_op_plan *plan;      /* per subnet */
 } rh_op;
 
@@ -99,7 +105,10 @@ struct rh_model {
     rh_value *values;
     rh_op *ops;
     int32_t *outputs;
-    int64_t arena; /* floats a sample */
+    int64_t arena;       /* floats (integer models: int16_t) a sample */
+    int32_t weight_bits; /* 0: floats */
+    float *input_scale;  /* integer models: per subnet, [output][subnet] */
+    float *output_scale;
     int64_t weight_bytes;
     rh_allocation *allocations;
 };
@@ -111,6 +120,8 @@ void rh_model_retain(rh_model *model);
 /* The steps of rh_model_build after the descriptors are copied and checked. */
 int32_t rh_conv2d_plan(rh_model *model, rh_op *op, const rh_op_desc *desc);
 int32_t rh_arena_plan(rh_model *model);
+int32_t rh_quant_check(rh_model *model, const rh_model_desc *desc);
+int32_t rh_quant_plan(rh_model *model, rh_op *op, const rh_op_desc *desc);
 
 /* The kept channels of `value` in subnet `k` (or, with k = -1, all of them), merged into the fewest
  * stretches. Returns their number, at most value->num_segments. */

@@ -16,7 +16,7 @@ extern "C" {
 
 #define RH_API __attribute__((visibility("default")))
 
-enum { RH_ABI_VERSION = 1 };
+enum { RH_ABI_VERSION = 2 };
 
 typedef enum {
     RH_OK = 0,
@@ -62,7 +62,22 @@ typedef struct {
     int32_t num_segments;
     int32_t height;
     int32_t width;
+    int32_t low; /* integer models: the range, low <= 0 <= high, both within 16 bits */
+    int32_t high;
 } rh_value_desc;
+
+/* The integers of one op (docs/quant.md); arrays have one entry a subnet, NULL where the op needs none. */
+typedef struct {
+    const int16_t *weight;            /* conv2d: full, in the place of rh_op_desc.weight */
+    const int32_t *const *multiplier; /* conv2d, norms: one a kept output channel */
+    const int64_t *const *bias;       /* likewise */
+    const int16_t *const *table;      /* an activation: one for each integer of the input, from `low` on */
+    const int32_t *factors;           /* [subnet][num_factors]: one for each input that is rescaled as a whole */
+    int32_t num_factors;
+    const int32_t *pre; /* conv2d */
+    const int32_t *shift;
+    const int32_t *high;
+} rh_quant_desc;
 
 /* One op, in execution order. Fields that a kind does not use are 0 or NULL; `residual` is -1 without one. */
 typedef struct {
@@ -83,6 +98,7 @@ typedef struct {
     const float *const
         *scale; /* conv2d, scale: per subnet, one factor an output channel kept; NULL = all ones */
     const float *const *shift; /* likewise, added; NULL = all zeros. Equal pointers are stored once. */
+    rh_quant_desc quant;       /* integer models */
 } rh_op_desc;
 
 /* Value 0 is the input. Every other value is the output of exactly one op. */
@@ -94,6 +110,9 @@ typedef struct {
     int32_t num_ops;
     int32_t num_outputs;
     int32_t num_subnets;
+    int32_t weight_bits;       /* 8 or 16 for an integer model, 0 for one of floats */
+    const float *input_scale;  /* integer models: one a subnet */
+    const float *output_scale; /* [output][subnet] */
 } rh_model_desc;
 
 typedef struct rh_model rh_model;

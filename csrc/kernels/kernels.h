@@ -65,6 +65,56 @@ typedef struct {
     rh_epilogue epilogue;
 } rh_dwconv2d_unit;
 
+/* What follows integer sums (docs/quant.md). The arrays start at the first channel in hand; those that an op does not
+ * have are NULL. `factors` has one number for each input that is rescaled. */
+typedef struct {
+    const int32_t *multiplier;
+    const int64_t *bias;
+    const int64_t *factors;
+    int32_t pre;
+    int32_t shift;
+    int32_t low;
+    int32_t high;
+} rh_requant;
+
+/* As rh_pixels, rh_conv2d_unit and rh_dwconv2d_unit. Exactly `channels` channels are written, and any count may be. */
+typedef struct {
+    const int16_t *input[RH_BLOCK];
+    int16_t *output[RH_BLOCK];
+    const int16_t *residual[RH_BLOCK];
+    int32_t count;
+    int32_t has_residual;
+} rh_int_pixels;
+
+typedef struct {
+    const rh_run_of_rows *runs;
+    int32_t num_runs;
+    int32_t channels;
+    int32_t input;
+    int32_t output;
+    const void *panel; /* int8_t for i8_conv2d, int16_t for i16_conv2d */
+    int64_t panel_stride;
+    rh_requant requant;
+} rh_int_conv2d_unit;
+
+typedef struct {
+    const int32_t *taps;
+    int32_t num_taps;
+    int32_t channels;
+    int32_t offset;
+    const void *weight;
+    int64_t weight_stride;
+    rh_requant requant;
+} rh_int_dwconv2d_unit;
+
+typedef struct {
+    const int16_t *input;
+    int64_t row_stride;
+    int32_t pixel_stride;
+    int32_t rows;
+    int32_t columns;
+} rh_int_window;
+
 /* A pooling window that lies inside the input. */
 typedef struct {
     const float *input;
@@ -91,6 +141,22 @@ typedef struct {
                           int32_t activation);
     /* `channels` may be any count. */
     void (*f32_softmax)(float *output, const float *input, int32_t channels);
+    /* Integers: activations of 16 bits, one pixel of any count of channels, unless a name or a comment says otherwise. */
+    void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
+    void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
+    void (*i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+    void (*i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+    void (*int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
+    void (*int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
+                        const rh_requant *requant);
+    void (*int_add)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels, const rh_requant *requant);
+    void (*int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels, const rh_requant *requant);
+    /* table[x - low] */
+    void (*int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table, int32_t low);
+    void (*int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
+    /* `count` positions count in the mean, those of the padding included. */
+    void (*int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+                           const rh_requant *requant);
 } rh_kernels;
 
 /* The best kernels that this processor runs and, where set, that RHEOSTAT_ISA names. */

@@ -13,6 +13,22 @@ void RH_KERNEL(f32_mul)(float *output, const float *a, const float *b, int64_t c
 void RH_KERNEL(f32_mul_pixel)(float *output, const float *a, const float *b, int64_t count, int32_t channels,
                               int32_t activation);
 void RH_KERNEL(f32_softmax)(float *output, const float *input, int32_t channels);
+void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
+void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
+void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+void RH_KERNEL(i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+void RH_KERNEL(int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
+void RH_KERNEL(int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
+                            const rh_requant *requant);
+void RH_KERNEL(int_add)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels,
+                        const rh_requant *requant);
+void RH_KERNEL(int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels,
+                        const rh_requant *requant);
+void RH_KERNEL(int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table,
+                          int32_t low);
+void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
+void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+                               const rh_requant *requant);
 
 #define RH_TEXT_(x) #x
 #define RH_TEXT(x) RH_TEXT_(x)
@@ -31,4 +47,15 @@ const rh_kernels RH_KERNEL(rh_kernels) = {
     .f32_mul = RH_KERNEL(f32_mul),
     .f32_mul_pixel = RH_KERNEL(f32_mul_pixel),
     .f32_softmax = RH_KERNEL(f32_softmax),
+    .i8_conv2d = RH_KERNEL(i8_conv2d),
+    .i16_conv2d = RH_KERNEL(i16_conv2d),
+    .i8_dwconv2d = RH_KERNEL(i8_dwconv2d),
+    .i16_dwconv2d = RH_KERNEL(i16_dwconv2d),
+    .int_norm = RH_KERNEL(int_norm),
+    .int_rescale = RH_KERNEL(int_rescale),
+    .int_add = RH_KERNEL(int_add),
+    .int_mul = RH_KERNEL(int_mul),
+    .int_table = RH_KERNEL(int_table),
+    .int_max_pool2d = RH_KERNEL(int_max_pool2d),
+    .int_avg_pool2d = RH_KERNEL(int_avg_pool2d),
 };

@@ -22,7 +22,8 @@ static int32_t value(test_model *m, int32_t height, int32_t width, const int32_t
         m->full[v][s] = segments[s][0];
         for (int32_t k = 0; k < SUBNETS; k++) m->kept[v][k * n + s] = segments[s][1 + k];
     }
-    m->values[v] = (rh_value_desc){m->full[v], m->kept[v], n, height, width};
+    m->values[v] = (rh_value_desc){
+        .full = m->full[v], .kept = m->kept[v], .num_segments = n, .height = height, .width = width};
     return v;
 }
 
@@ -363,7 +364,11 @@ const int num_cases = sizeof cases / sizeof cases[0];
 test_model *case_build(int index) {
     test_model *m = calloc(1, sizeof(test_model));
     seed = (uint64_t)index + 1;
-    m->desc = (rh_model_desc){m->values, m->ops, m->outputs, 0, 0, 1, SUBNETS};
+    m->desc = (rh_model_desc){.values = m->values,
+                              .ops = m->ops,
+                              .outputs = m->outputs,
+                              .num_outputs = 1,
+                              .num_subnets = SUBNETS};
     for (size_t i = 0; i < sizeof m->numbers / sizeof m->numbers[0]; i++)
         m->numbers[i] = 0.5f + random_float(&seed);
     cases[index].make(m);

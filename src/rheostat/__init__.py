@@ -28,13 +28,14 @@ if TYPE_CHECKING:
         choose,
     )
     from rheostat.run.signals import read_signals
-    from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
+    from rheostat.spec import ArtifactError, Cost, Quant, Subnet, SubnetInfo
     from rheostat.train.data import ImageLoader
     from rheostat.train.export import export_onnx
     from rheostat.train.fit import evaluate, fit, recalibrate
     from rheostat.train.graph import trace
     from rheostat.train.lasso import Lasso, multi_path, single_path
     from rheostat.train.lower import save
+    from rheostat.train.quant import quantize
     from rheostat.train.sample import nest, uniform
     from rheostat.train.slim import slim
     from rheostat.train.supernet import Supernet
@@ -53,6 +54,7 @@ __all__ = [
     "LatencyGovernor",
     "Observation",
     "Profile",
+    "Quant",
     "Signals",
     "Subnet",
     "SubnetInfo",
@@ -68,6 +70,7 @@ __all__ = [
     "latency",
     "multi_path",
     "nest",
+    "quantize",
     "read_signals",
     "recalibrate",
     "save",
@@ -91,6 +94,7 @@ _HOMES = {
     "LatencyGovernor": "rheostat.run.governor",
     "Observation": "rheostat.run.policy",
     "Profile": "rheostat.run.policy",
+    "Quant": "rheostat.spec",
     "Signals": "rheostat.run.policy",
     "Subnet": "rheostat.spec",
     "SubnetInfo": "rheostat.spec",
@@ -105,6 +109,7 @@ _HOMES = {
     "latency": "rheostat.measure",
     "multi_path": "rheostat.train.lasso",
     "nest": "rheostat.train.sample",
+    "quantize": "rheostat.train.quant",
     "read_signals": "rheostat.run.signals",
     "recalibrate": "rheostat.train.fit",
     "save": "rheostat.train.lower",

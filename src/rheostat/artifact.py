@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from rheostat.program import (
+    MAX_BIAS,
     Program,
     Shapes,
     check_name,
@@ -41,6 +42,7 @@ _DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
     "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
     "F16": np.dtype("<f2"),
     "I32": np.dtype("<i4"),
     "F32": np.dtype("<f4"),
@@ -251,6 +253,21 @@ def _check_tensors(program: Program, tensors: Mapping[str, np.ndarray]) -> None:
         for name in getattr(getattr(op, "norm", None), "var", ()):
             if tensors[name].min(initial=0) < 0:
                 raise ArtifactError(f"program.ops[{i}] ({op.op}): {name} holds a negative variance")
+    for i, own in enumerate(program.quant.ops if program.quant is not None else ()):
+        for name in own.bias or ():
+            if _outside(tensors[name], -MAX_BIAS, MAX_BIAS):
+                raise ArtifactError(f"program.quant.ops[{i}]: {name} holds a number beyond {MAX_BIAS}")
+        for k, name in enumerate(own.table or ()):
+            assert program.quant is not None and program.ops is not None
+            low = program.quant.low(program.ops[i].output)
+            if _outside(tensors[name], low, own.high[k]):
+                raise ArtifactError(
+                    f"program.quant.ops[{i}]: {name} holds a number outside [{low}, {own.high[k]}]"
+                )
+
+
+def _outside(array: np.ndarray, low: int, high: int) -> bool:
+    return bool(array.min(initial=high) < low or array.max(initial=low) > high)
 
 
 def _all_finite(array: np.ndarray) -> bool:

@@ -270,6 +270,51 @@ def evaluate(
 
 
 @app.command()
+def quantize(
+    artifact: ArtifactPath,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The artifact of integers.")],
+    data: DataDir = None,
+    bits: Annotated[int, typer.Option(help="8 or 16, of weights and activations.")] = 8,
+    num: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Round an artifact to integers, calibrated on its training data, and measure what each subnet lost."""
+    import numpy as np
+    import torch
+
+    from rheostat.artifact import read_program
+    from rheostat.run.engine import Engine
+    from rheostat.train.quant import quantize as quantized
+
+    program = read_program(artifact)
+    images = _images(artifact, program, data)
+    chosen = np.random.default_rng(0).permutation(len(images.train_images))[:num]
+    x = torch.from_numpy(images.normalized(images.train_images[chosen]))
+    result = quantized(artifact, x.split(64), bits)
+    result.save(out)
+    test, labels, infos = images.normalized(images.test_images), images.test_labels, []
+    with Engine(out) as engine:
+        for k, info in enumerate(result.program.subnets):
+            engine.select(k)
+            batches = range(0, len(test), 250)
+            right = sum(
+                int((engine(test[i : i + 250]).argmax(1) == labels[i : i + 250]).sum()) for i in batches
+            )
+            infos.append(replace(info, accuracy=right / len(test)))
+    replace(result, program=replace(result.program, subnets=tuple(infos))).save(out)
+    if as_json:
+        _print_json([asdict(info) for info in infos])
+        return
+    table = _table("subnet", "accuracy", "before", "bytes", "before")
+    for before, after in zip(program.subnets, infos, strict=True):
+        recorded = "–" if before.accuracy is None else f"{before.accuracy:.2%}"
+        table.add_row(
+            after.name, f"{after.accuracy:.2%}", recorded, f"{after.size_bytes:,}", f"{before.size_bytes:,}"
+        )
+    _console().print(f"{out}: {bits} bits, {len(test):,} test images", table, sep="\n")
+
+
+@app.command()
 def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
     """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels per layer."""
     from rheostat.artifact import read_program
@@ -396,6 +441,12 @@ def paper_table(
 
 def _test_inputs(artifact: Path, program: Program, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """The test images that belong to an artifact, normalised as in its training, and their labels."""
+    images = _images(artifact, program, data_dir)
+    return images.normalized(images.test_images), images.test_labels
+
+
+def _images(artifact: Path, program: Program, data_dir: Path | None) -> Images:
+    """The images that belong to an artifact, with the mean and deviation of its training."""
     from rheostat_recipes.data import load
 
     name = program.provenance.get("data")
@@ -411,7 +462,7 @@ def _test_inputs(artifact: Path, program: Program, data_dir: Path | None) -> tup
         raise ValueError(
             f"{artifact}: takes {list(shape)}; {name} has {got}; want an artifact trained on {name}"
         )
-    return images.normalized(images.test_images), images.test_labels
+    return images
 
 
 def _measure_into(artifact: Path) -> None:

@@ -44,7 +44,8 @@ def cost(path: str | os.PathLike[str]) -> CostTable:
     `macs` counts the multiply-accumulates of convolutions and linears for one sample; `parameters` the elements of
     the subnet's slices, biases and norm affines; `size_bytes` is these and the norms' statistics in float32.
     Where the artifact holds ops, the numbers are derived from them, and `ArtifactError` is raised if the
-    stored ones differ. Only the header of the file is read.
+    stored ones differ. Only the header of the file is read. In a quantised artifact `parameters` counts the weights
+    and one bias a channel, `size_bytes` what is stored for them: integers, multipliers and tables.
 
     >>> print(cost("resnet20.safetensors"))  # doctest: +SKIP
     subnet  parameters        MACs      bytes
@@ -82,6 +83,8 @@ def _count(program: Program, shapes: Shapes, k: int) -> Cost:
     trained: dict[str, int] = {}  # elements by tensor: one that two ops share counts once
     statistics: dict[str, int] = {}
     macs = 0
+    if program.quant is not None:
+        return _count_integers(program, shapes, k)
     for op in program.ops or ():
         if not isinstance(op, (Conv2d, Linear, Normalize)):
             continue
@@ -102,3 +105,27 @@ def _count(program: Program, shapes: Shapes, k: int) -> Cost:
             statistics |= {names[k]: out.kept(k) for names in (op.norm.mean, op.norm.var)}
     parameters = sum(trained.values())
     return Cost(parameters, macs, 4 * (parameters + sum(statistics.values())))
+
+
+_BYTES = {"I8": 1, "I16": 2, "I32": 4, "I64": 8}
+
+
+def _count_integers(program: Program, shapes: Shapes, k: int) -> Cost:
+    """Weights as they are stored, and for each output channel a multiplier and a bias; tables count as bytes only."""
+    assert program.quant is not None
+    stored: dict[str, tuple[int, int]] = {}  # elements and bytes of each by tensor
+    macs = parameters = 0
+    for op, own in zip(program.ops or (), program.quant.ops, strict=True):
+        if isinstance(op, (Conv2d, Linear)):
+            x, out, shape = program.values[op.input], program.values[op.output], shapes[op.weight][1]
+            each = x.kept(k) // op.groups[k] * shape[2] * shape[3] if isinstance(op, Conv2d) else x.size(k)
+            stored[op.weight] = out.kept(k) * each, _BYTES[shapes[op.weight][0]]
+            macs += out.kept(k) * each * out.area
+        for names in (own.multiplier, own.bias, own.table):
+            if names is not None:
+                dtype, shape = shapes[names[k]]
+                stored[names[k]] = shape[0], _BYTES[dtype]
+        if own.bias is not None:
+            parameters += shapes[own.bias[k]][1][0]
+    parameters += sum(n for name, (n, _) in stored.items() if len(shapes[name][1]) > 1)
+    return Cost(parameters, macs, sum(n * size for n, size in stored.values()))

@@ -19,7 +19,8 @@ import numpy as np
 
 from rheostat.spec import ArtifactError, SubnetInfo
 
-VERSION = 1
+VERSION = 1  # of a program of floats
+VERSION_QUANT = 2  # of one with a section `quant`
 MAX_INT = 2**31 - 1  # sizes, indices and offsets fit the engine's int32
 MAX_WINDOW = 65_535  # kernel, stride, padding, dilation
 MAX_SUBNETS = 64
@@ -28,6 +29,8 @@ MAX_SEGMENTS = 32_768  # read by all ops together; DenseNet-264, the worst usual
 MAX_JSON_VALUES = 500_000  # bounds the time and memory of parsing
 MAX_NAME = 256
 MAX_TEXT = 4_096
+MAX_SHIFT = 61
+MAX_BIAS = 2**61  # with it no integer op exceeds int64 (docs/quant.md)
 
 ACTIVATIONS = ("relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh")
 
@@ -148,12 +151,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class Normalize:
-    """A batch norm of its own, as in pre-activation networks."""
+    """A batch norm of its own, as in pre-activation networks; `norm` is None only where it is folded into integers."""
 
     op: ClassVar[str] = "norm"
     input: int
     output: int
-    norm: Norm
+    norm: Norm | None = None
     activation: str | None = None
 
 
@@ -284,6 +287,57 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class QuantOp:
+    """The integers of one op (docs/quant.md); every tuple has one entry a subnet.
+
+    `multiplier`, `bias` and `table` name tensors; `factors` has one number for each input that is rescaled.
+    """
+
+    high: tuple[int, ...]
+    shift: tuple[int, ...]
+    pre: tuple[int, ...]
+    factors: tuple[tuple[int, ...], ...]
+    multiplier: tuple[str, ...] | None = None
+    bias: tuple[str, ...] | None = None
+    table: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a program runs on integers: bits, and for each value its sign and its scale in every subnet.
+
+    >>> q = Quantization(8, 8, (True, False), ((0.5,), (0.25,)), ())
+    >>> q.low(0), q.top(0), q.low(1), q.top(1)
+    (0, 255, -127, 127)
+    """
+
+    bits_weights: int
+    bits_activations: int
+    unsigned: tuple[bool, ...]
+    scales: tuple[tuple[float, ...], ...]
+    ops: tuple[QuantOp, ...]
+
+    @property
+    def weight_dtype(self) -> str:
+        """The safetensors dtype of the weights."""
+        return f"I{self.bits_weights}"
+
+    def low(self, v: int) -> int:
+        """The smallest integer of value `v`."""
+        return 0 if self.unsigned[v] else -self.top(v)
+
+    def top(self, v: int) -> int:
+        """The largest integer of value `v`."""
+        if self.bits_activations == 16:
+            return 2**15 - 1
+        return 255 if self.unsigned[v] else 127
+
+    def sum_bound(self, v: int, inputs: int) -> int:
+        """The largest size of a sum of `inputs` weights times elements of value `v`."""
+        return inputs * self.top(v) * 2 ** (self.bits_weights - 1)
+
+
+@dataclass(frozen=True)
 class Program:
     """Everything an artifact says besides its tensors. `ops` is None where the engine cannot run the model.
 
@@ -303,6 +357,7 @@ class Program:
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
     producer: str = ""
     sha256: str = "0" * 64
+    quant: Quantization | None = None
 
 
 def reads(op: Op) -> tuple[int, ...]:
@@ -557,16 +612,67 @@ def _provenance(x: object, where: str) -> dict[str, str | int | float]:
     return dict(x)  # type: ignore[call-overload]
 
 
+def _per_subnet(x: object, where: str, high: int = MAX_INT) -> tuple[int, ...]:
+    return tuple(_int(v, f"{where}[{k}]", 0, high) for k, v in enumerate(_list(x, where, 1, MAX_SUBNETS)))
+
+
+def _quant_op(x: object, where: str) -> QuantOp:
+    high, shift, pre, factors, *names = _object(x, where, tuple(f.name for f in fields(QuantOp)))
+    multiplier, bias, table = (_optional_names(n, where) for n in names)
+    return QuantOp(
+        _per_subnet(high, f"{where}.high"),
+        _per_subnet(shift, f"{where}.shift", MAX_SHIFT),
+        _per_subnet(pre, f"{where}.pre", 31),
+        tuple(
+            _ints(f, f"{where}.factors[{k}]")
+            for k, f in enumerate(_list(factors, f"{where}.factors", 1, MAX_SUBNETS))
+        ),
+        multiplier,
+        bias,
+        table,
+    )
+
+
+def _quant(x: object, where: str) -> Quantization:
+    bits_weights, bits_activations, unsigned, scales, ops = _object(
+        x, where, tuple(f.name for f in fields(Quantization))
+    )
+    for name, bits in (("bits_weights", bits_weights), ("bits_activations", bits_activations)):
+        if type(bits) is not int or bits not in (8, 16):
+            _fail(f"{where}.{name}", bits, "8 or 16")
+    found = []
+    for v, each in enumerate(_list(scales, f"{where}.scales", 1)):
+        here = f"{where}.scales[{v}]"
+        found.append(tuple(_number(s, here) for s in _list(each, here, 1, MAX_SUBNETS)))
+        for s in found[-1]:
+            if not 1e-30 <= s <= 1e30 or float(np.float32(s)) != s:
+                _fail(here, s, "a float32 from 1e-30 to 1e30")
+    return Quantization(
+        bits_weights,
+        bits_activations,
+        tuple(
+            _bool(u, f"{where}.unsigned[{v}]") for v, u in enumerate(_list(unsigned, f"{where}.unsigned", 1))
+        ),
+        tuple(found),
+        tuple(_quant_op(o, f"{where}.ops[{i}]") for i, o in enumerate(_list(ops, f"{where}.ops", 1))),
+    )
+
+
 def from_json(text: str) -> Program:
     """Read a program, checking every field's type, range and key; `validate` checks what the fields mean together."""
     data = load_json(text, "program")
-    if type(data) is not dict or data.get("version") != VERSION or type(data["version"]) is not int:
-        got = data.get("version") if type(data) is dict else data
-        _fail("program.version", got, f"{VERSION}, the only version this release reads")
+    version = data.get("version") if type(data) is dict else data
+    if type(data) is not dict or type(version) is not int or version not in (VERSION, VERSION_QUANT):
+        _fail("program.version", version, f"{VERSION} or {VERSION_QUANT}, the versions this release reads")
     keys = (
         "version", "model", "sha256", "producer", "input", "provenance", "subnets", "groups", "aliases", "values",
         "ops", "unsupported", "outputs", "plan",
     )  # fmt: skip
+    quant = None
+    if version == VERSION_QUANT:
+        if "quant" not in data:
+            raise ArtifactError("program: the key 'quant' is missing")
+        quant = _quant(data.pop("quant"), "program.quant")
     _, model, sha256, producer, given, provenance, *rest = _object(data, "program", keys)
     subnets, groups, aliases, values, ops, unsupported, outputs, plan = rest
     if type(sha256) is not str or len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -594,6 +700,7 @@ def from_json(text: str) -> Program:
         provenance=_provenance(provenance, "program.provenance"),
         producer=_text(producer, "program.producer"),
         sha256=sha256,
+        quant=quant,
     )
 
 
@@ -612,7 +719,10 @@ def to_json(program: Program) -> str:
             return {"op": x.op, **data} if isinstance(x, Op) else data
         return x
 
-    return dump_json({"version": VERSION, **plain(program)})
+    data = plain(program)
+    if program.quant is None:
+        del data["quant"]
+    return dump_json({"version": VERSION if program.quant is None else VERSION_QUANT, **data})
 
 
 # ---- What the fields mean together ----
@@ -632,6 +742,8 @@ def validate(program: Program, shapes: Shapes) -> None:
             _fail(f"program.aliases[{other!r}]", stored, "the name of a stored tensor")
         if other in shapes:
             raise ArtifactError(f"program.aliases: {other!r} is stored as a tensor of its own as well")
+    if program.quant is not None and program.ops is None:
+        raise ArtifactError("program.quant: there are no ops that it could say anything about")
     if program.ops is None:
         if not program.unsupported:
             _fail("program.unsupported", program.unsupported, "the reason, since ops is null")
@@ -641,8 +753,12 @@ def validate(program: Program, shapes: Shapes) -> None:
     if program.unsupported is not None:
         _fail("program.unsupported", program.unsupported, "null, since there are ops")
     _validate_values(program)
+    if program.quant is not None:
+        shapes = _validate_quant(program, program.quant, shapes)
     for i, op in enumerate(program.ops):
         where = f"program.ops[{i}] ({op.op})"
+        if program.quant is None and isinstance(op, Normalize) and op.norm is None:
+            _fail(f"{where}.norm", None, "a norm: only a quantised program has it folded away")
         got, want = program.values[op.output], infer(op, program.values, shapes, where)
         if got.space != want.space or _layout(got) != _layout(want):
             raise ArtifactError(
@@ -688,6 +804,149 @@ def _validate_values(program: Program) -> None:
     for v in program.outputs:
         if v not in made:
             _fail("program.outputs", v, f"a value below {len(values)}")
+
+
+def _validate_quant(program: Program, quant: Quantization, shapes: Shapes) -> Shapes:
+    """Check section `quant`; returns the shapes with integer weights, once checked, in the place of float ones."""
+    ops, num, where = program.ops or (), len(program.subnets), "program.quant"
+    for name, items, count in (
+        ("unsigned", quant.unsigned, len(program.values)),
+        ("scales", quant.scales, len(program.values)),
+        ("ops", quant.ops, len(ops)),
+    ):
+        if len(items) != count:
+            raise ArtifactError(f"{where}.{name}: got {len(items)} entries; want {count}")
+    for v, scales in enumerate(quant.scales):
+        if len(scales) != num:
+            _fail(f"{where}.scales[{v}]", scales, f"one scale for each of the {num} subnets")
+    swapped = dict(shapes)
+    for op in ops:
+        if isinstance(op, (Conv2d, Linear)) and op.weight in shapes:
+            dtype, shape = shapes[op.weight]
+            if dtype != quant.weight_dtype:
+                raise ArtifactError(f"{where}: {op.weight} is {dtype}; want {quant.weight_dtype}")
+            swapped[op.weight] = "F32", shape
+    for i, (op, own) in enumerate(zip(ops, quant.ops, strict=True)):
+        _validate_quant_op(program, quant, op, own, shapes, f"{where}.ops[{i}] ({op.op})")
+    return swapped
+
+
+_COPIES = (MaxPool2d, Subsample, PadChannels)
+
+
+def tabled(op: Op) -> bool:
+    """Whether the integer form of `op` is a table: an activation other than ReLU and ReLU6.
+
+    >>> tabled(Activation(0, 1, "hardswish")), tabled(Activation(0, 1, "relu6"))
+    (True, False)
+    """
+    return isinstance(op, Activation) and op.activation not in ("relu", "relu6")
+
+
+def num_factors(op: Op) -> int:
+    """How many factors the integer form of `op` has: one for each input that is rescaled as a whole.
+
+    >>> num_factors(Concat((0, 1, 2), 3)), num_factors(MaxPool2d(0, 1, (2, 2), (2, 2), (0, 0), False))
+    (3, 0)
+    """
+    if isinstance(op, (Add, Concat)):
+        return len(op.inputs)
+    if isinstance(op, (Conv2d, Linear)):
+        return int(op.add is not None)
+    return int(isinstance(op, (Mul, AvgPool2d, GlobalAvgPool, Activation)) and not tabled(op))
+
+
+def _validate_quant_op(
+    program: Program, quant: Quantization, op: Op, own: QuantOp, shapes: Shapes, where: str
+) -> None:
+    num = len(program.subnets)
+    if isinstance(op, Softmax):
+        raise ArtifactError(f"{where}: softmax has no integer form")
+    if getattr(op, "norm", None) is not None or getattr(op, "bias", None) is not None:
+        raise ArtifactError(f"{where}: norm and bias of an integer op are folded into it; want null")
+    activation = getattr(op, "activation", None)
+    if activation not in (None, "relu", "relu6") and not tabled(op):
+        _fail(f"{where}.activation", activation, "null, relu or relu6; others stand alone, as a table")
+    if activation in ("relu", "relu6") and not quant.unsigned[op.output]:
+        raise ArtifactError(f"{where}: value {op.output} follows a {activation}; want it unsigned")
+    for name, items in (("high", own.high), ("shift", own.shift), ("pre", own.pre), ("factors", own.factors)):
+        if len(items) != num:
+            _fail(f"{where}.{name}", items, f"one entry for each of the {num} subnets")
+    if any(h > quant.top(op.output) for h in own.high):
+        _fail(f"{where}.high", own.high, f"at most {quant.top(op.output)}")
+    if any(len(f) != num_factors(op) for f in own.factors):
+        _fail(f"{where}.factors", own.factors, f"{num_factors(op)} for each subnet")
+    _check_integers(op, own, shapes, program, quant, where)
+    if isinstance(op, _COPIES):
+        v = op.input
+        if (quant.scales[v], quant.unsigned[v]) != (quant.scales[op.output], quant.unsigned[op.output]):
+            raise ArtifactError(f"{where}: copies value {v}; want the scales and sign of {op.output} equal")
+        if any(own.shift) or any(h != quant.top(op.output) for h in own.high):
+            raise ArtifactError(f"{where}: copies value {v}; want shift 0 and high {quant.top(op.output)}")
+    elif any((s != 0) if tabled(op) else (s < 1) for s in own.shift):
+        _fail(f"{where}.shift", own.shift, "0" if tabled(op) else f"1 to {MAX_SHIFT}")
+    for k in range(num):
+        _check_bounds(op, own, k, shapes, program, quant, where)
+
+
+def _check_integers(
+    op: Op, own: QuantOp, shapes: Shapes, program: Program, quant: Quantization, where: str
+) -> None:
+    """The tensors of one op: all that it needs, none that it does not, of the right type and length."""
+    num, out = len(program.subnets), program.values[op.output]
+    channels = isinstance(op, (Conv2d, Linear, Normalize))
+    if tabled(op) and quant.bits_activations != 8:
+        raise ArtifactError(f"{where}: a table needs activations of 8 bits; got {quant.bits_activations}")
+    for part, names, dtype, wanted in (
+        ("multiplier", own.multiplier, "I32", channels),
+        ("bias", own.bias, "I64", channels),
+        ("table", own.table, "I16", tabled(op)),
+    ):
+        if (names is not None) != wanted:
+            _fail(f"{where}.{part}", names, "names" if wanted else "null")
+        if names is None:
+            continue
+        if len(names) != num:
+            _fail(f"{where}.{part}", names, f"one name for each of the {num} subnets")
+        for k, name in enumerate(names):
+            v = reads(op)[0]
+            count = out.kept(k) if channels else quant.top(v) - quant.low(v) + 1
+            if name not in shapes:
+                _fail(f"{where}.{part}[{k}]", name, "the name of a stored tensor")
+            if shapes[name] != (dtype, (count,)):
+                raise ArtifactError(
+                    f"{where}.{part}[{k}]: {name} is {shapes[name][0]} {list(shapes[name][1])}; want {dtype} [{count}]"
+                )
+
+
+def _check_bounds(
+    op: Op, own: QuantOp, k: int, shapes: Shapes, program: Program, quant: Quantization, where: str
+) -> None:
+    """No sum exceeds its accumulator, whatever the numbers in the tensors are."""
+    x = program.values[reads(op)[0]]
+    top = quant.top(reads(op)[0])
+    if isinstance(op, (Conv2d, Linear)):
+        shape: tuple[int, ...] = shapes[op.weight][1] if op.weight in shapes else ()
+        if isinstance(op, Conv2d) and (len(shape) != 4 or len(op.groups) <= k):
+            return  # `infer` says what is wrong
+        inputs = x.size(k)
+        if isinstance(op, Conv2d):
+            inputs = x.kept(k) // op.groups[k] * math.prod(shape[2:])
+        bound = quant.sum_bound(op.input, inputs)
+        narrow = quant.bits_weights == quant.bits_activations == 8
+        if (bound >> own.pre[k]) + 1 >= 2**31 or (narrow and own.pre[k] != 0):
+            raise ArtifactError(
+                f"{where}: a sum of {inputs} products reaches {bound}; pre={own.pre[k]} does not bring it to 31 bits"
+                + (" (8 bits want pre=0 and a smaller layer)" if narrow else "")
+            )
+    elif own.pre[k] != 0:
+        _fail(f"{where}.pre", own.pre, "0")
+    if isinstance(op, (AvgPool2d, GlobalAvgPool)):
+        window = math.prod(op.kernel) if isinstance(op, AvgPool2d) else x.area
+        if 2 * window * (own.factors[k][0] * top + 2 ** own.shift[k]) >= 2**63:
+            raise ArtifactError(
+                f"{where}: factor and shift make the mean of {window} positions exceed 63 bits"
+            )
 
 
 def _layout(value: Value) -> tuple[Segment, ...]:

@@ -26,6 +26,26 @@ class Subnet:
 
 
 @dataclass(frozen=True)
+class Quant:
+    """How many bits `quantize` gives to weights and to activations: 8 or 16 each.
+
+    >>> Quant().bits_weights, Quant(16, 16).bits_activations
+    (8, 16)
+    """
+
+    bits_weights: int = 8
+    bits_activations: int = 8
+
+    def __post_init__(self) -> None:
+        for name, bits in (
+            ("bits_weights", self.bits_weights),
+            ("bits_activations", self.bits_activations),
+        ):
+            if type(bits) is not int or bits not in (8, 16):
+                raise ValueError(f"Quant: {name}: got {bits!r}; want 8 or 16")
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one subnet costs: parameters, multiply-accumulates for one sample, bytes of its tensors.
 

@@ -269,24 +269,24 @@ def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: 
     path = tmp_path / "run.safetensors"
     short = rh.Lasso(epochs=4, lr=0.02, strength=0.16)
     with pytest.raises(ValueError, match="after 4 epochs"):
-        rh.single_path(trained, digits[0], short, parameters=(600,), checkpoint=path, progress=False)
+        rh.single_path(trained, digits[0], short, parameters=(700,), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="resume=True"):
-        rh.single_path(trained, digits[0], lasso, parameters=(600,), checkpoint=path, progress=False)
+        rh.single_path(trained, digits[0], lasso, parameters=(700,), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="other settings"):
         rh.single_path(
-            trained, digits[0], lasso, parameters=(700,), checkpoint=path, resume=True, progress=False
+            trained, digits[0], lasso, parameters=(800,), checkpoint=path, resume=True, progress=False
         )
     long = rh.Lasso(epochs=20, lr=0.02, strength=0.16)
     weak = path.read_bytes()
     stronger = rh.Lasso(epochs=20, lr=0.02, strength=0.3)
     sooner = rh.single_path(
-        trained, digits[0], stronger, parameters=(600,), checkpoint=path, resume=True, progress=False
+        trained, digits[0], stronger, parameters=(700,), checkpoint=path, resume=True, progress=False
     )
     path.write_bytes(weak)
     resumed = rh.single_path(
-        trained, digits[0], long, parameters=(600,), checkpoint=path, resume=True, progress=False
+        trained, digits[0], long, parameters=(700,), checkpoint=path, resume=True, progress=False
     )
-    through = rh.single_path(trained, digits[0], long, parameters=(600,), progress=False)
+    through = rh.single_path(trained, digits[0], long, parameters=(700,), progress=False)
     assert tuple(resumed) == tuple(through)
     assert resumed.snapshots[0].step == through.snapshots[0].step >= sooner.snapshots[0].step
     assert (resumed.snapshots[0].strength, sooner.snapshots[0].strength) == (0.16, 0.3)

@@ -29,6 +29,7 @@ from rheostat.program import (
     Op,
     PadChannels,
     Program,
+    QuantOp,
     Softmax,
     Subsample,
     Value,
@@ -194,7 +195,7 @@ def _check_input(x: np.ndarray, shape: tuple[int, ...]) -> None:
 _INT = ctypes.c_int32
 _INTS = ctypes.POINTER(_INT)
 _HANDLE = ctypes.c_void_p
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _OUT_OF_MEMORY, _THREADS = 1, 5
 
 
@@ -205,6 +206,22 @@ class _ValueDesc(ctypes.Structure):
         ("num_segments", _INT),
         ("height", _INT),
         ("width", _INT),
+        ("low", _INT),
+        ("high", _INT),
+    )
+
+
+class _QuantDesc(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("multiplier", ctypes.POINTER(ctypes.c_void_p)),
+        ("bias", ctypes.POINTER(ctypes.c_void_p)),
+        ("table", ctypes.POINTER(ctypes.c_void_p)),
+        ("factors", _INTS),
+        ("num_factors", _INT),
+        ("pre", _INTS),
+        ("shift", _INTS),
+        ("high", _INTS),
     )
 
 
@@ -226,6 +243,7 @@ class _OpDesc(ctypes.Structure):
         ("weight_count", ctypes.c_int64),
         ("scale", ctypes.POINTER(ctypes.c_void_p)),
         ("shift", ctypes.POINTER(ctypes.c_void_p)),
+        ("quant", _QuantDesc),
     )
 
 
@@ -238,6 +256,9 @@ class _ModelDesc(ctypes.Structure):
         ("num_ops", _INT),
         ("num_outputs", _INT),
         ("num_subnets", _INT),
+        ("weight_bits", _INT),
+        ("input_scale", ctypes.c_void_p),
+        ("output_scale", ctypes.c_void_p),
     )
 
 
@@ -342,8 +363,14 @@ class _Descriptors:
         self._tensors = tensors
         self._values = program.values
         self._num_subnets = len(program.subnets)
+        self._quant = quant = program.quant
         values = (_ValueDesc * len(program.values))(*[self._value(v) for v in program.values])
         ops = (_OpDesc * len(program.ops))(*[self._op(op) for op in program.ops])
+        if quant is not None:
+            for v, value in enumerate(values):
+                value.low, value.high = quant.low(v), quant.top(v)
+            for op, own in zip(ops, quant.ops, strict=True):
+                self._integers(op, own)
         self._alive += [values, ops]
         self.model = _ModelDesc(
             values=values,
@@ -354,16 +381,23 @@ class _Descriptors:
             num_outputs=len(program.outputs),
             num_subnets=self._num_subnets,
         )
+        if quant is not None:
+            self.model.weight_bits = quant.bits_weights
+            self.model.input_scale = self._array(quant.scales[0], np.float32)
+            self.model.output_scale = self._array([quant.scales[v] for v in program.outputs], np.float32)
 
     def _ints(self, numbers: Sequence[int]) -> Any:
         array = (_INT * len(numbers))(*numbers)
         self._alive.append(array)
         return array
 
-    def _floats(self, array: np.ndarray) -> int:
-        array = np.ascontiguousarray(array, np.float32)
+    def _array(self, numbers: Any, dtype: type[np.generic]) -> int:
+        array = np.ascontiguousarray(numbers, dtype)
         self._alive.append(array)
         return array.ctypes.data
+
+    def _floats(self, array: np.ndarray) -> int:
+        return self._array(array, np.float32)
 
     def _value(self, value: Value) -> _ValueDesc:
         height, width = value.space or (1, 1)
@@ -390,7 +424,7 @@ class _Descriptors:
             desc.count_include_pad = isinstance(op, AvgPool2d) and op.count_include_pad
         elif isinstance(op, Subsample):
             desc.stride[:] = op.stride
-        elif isinstance(op, Normalize):
+        elif isinstance(op, Normalize) and self._quant is None:
             self._epilogue(desc, self._values[op.output], None, op.norm)
         elif isinstance(op, (Conv2d, Linear)):
             self._weights(desc, op)
@@ -399,7 +433,11 @@ class _Descriptors:
     def _weights(self, desc: _OpDesc, op: Conv2d | Linear) -> None:
         """A linear layer is a convolution whose kernel covers its input: both flatten in the order C, H, W."""
         weight, source = self._tensors[op.weight], self._values[op.input]
-        desc.weight, desc.weight_count = self._floats(weight), weight.size
+        desc.weight_count = weight.size
+        if self._quant is None:
+            desc.weight = self._floats(weight)
+        else:
+            desc.quant.weight = self._array(weight, np.int16)
         desc.residual = -1 if op.add is None else op.add
         if isinstance(op, Conv2d):
             desc.kernel[:], desc.group_inputs = weight.shape[2:], weight.shape[1]
@@ -429,6 +467,19 @@ class _Descriptors:
                 scales.append(self._floats(scale))
                 shifts.append(self._floats((before - mean) * scale + (0.0 if offset is None else offset)))
             desc.scale, desc.shift = self._pointers(scales), self._pointers(shifts)
+
+    def _integers(self, desc: _OpDesc, own: QuantOp) -> None:
+        quant = desc.quant
+        for part, names, dtype in (
+            ("multiplier", own.multiplier, np.int32),
+            ("bias", own.bias, np.int64),
+            ("table", own.table, np.int16),
+        ):
+            if names is not None:
+                setattr(quant, part, self._pointers([self._array(self._tensors[n], dtype) for n in names]))
+        quant.num_factors = len(own.factors[0])
+        quant.factors = self._ints([f for factors in own.factors for f in factors])
+        quant.pre, quant.shift, quant.high = map(self._ints, (own.pre, own.shift, own.high))
 
     def _pointers(self, addresses: Sequence[int]) -> Any:
         array = (ctypes.c_void_p * len(addresses))(*addresses)

@@ -54,6 +54,10 @@ def export_onnx(artifact: str | os.PathLike[str], out_dir: str | os.PathLike[str
         raise ValueError(
             f"{artifact}: has no program to export ({program.unsupported}); want a model the engine can run"
         )
+    if program.quant is not None:
+        raise ValueError(
+            f"{artifact}: holds integers for the engine; export the float artifact it was made from"
+        )
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

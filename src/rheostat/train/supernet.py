@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from rheostat import artifact
-from rheostat.spec import Cost, Subnet, SubnetInfo
+from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
 from rheostat.train.graph import Graph, trace
 from rheostat.train.rules import op_name
 
@@ -105,6 +105,10 @@ class Supernet(nn.Module):
         >>> net = Supernet.load("resnet20.safetensors", resnet20())  # doctest: +SKIP
         """
         program, tensors = artifact.read(path)
+        if program.quant is not None:
+            raise ArtifactError(
+                f"{path}: holds integers for the engine; load the float artifact it was made from"
+            )
         try:
             graph = trace(model, torch.zeros(2, *program.input.shape) if example is None else example)
         except ValueError as error:

@@ -1,0 +1,50 @@
+/* What one thread does of an op; shared by the floats of context.c and the integers of quant.c. */
+#ifndef RH_PART_H
+#define RH_PART_H
+
+#include "model.h"
+
+/* `samples` samples of one subnet in one lane; the work on them is cut into `count` parts, and this is part
+ * `index`. */
+typedef struct {
+    const rh_model *model;
+    float *lane; /* integer models: int16_t in the same memory */
+    int32_t group;
+    int32_t subnet;
+    int32_t samples;
+    int32_t index;
+    int32_t count;
+} part;
+
+typedef struct {
+    int64_t begin;
+    int64_t end;
+} range;
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* This part's share of `items` items, in multiples of `step`. */
+static inline range share(const part *p, int64_t items, int64_t step) {
+    const int64_t steps = (items + step - 1) / step;
+    const int64_t end = steps * (p->index + 1) / p->count * step;
+    return (range){steps * p->index / p->count * step, min64(end, items)};
+}
+
+static inline const rh_layout *layout_of(const part *p, int32_t v) { return &p->model->values[v].layout[p->subnet]; }
+
+/* Clips the window of output position `at` along one dimension; returns its length with padding (for
+ * averages). */
+static inline int64_t rh_clip_window(const rh_op *op, int d, int64_t at, int64_t size, int64_t *begin, int64_t *end) {
+    *begin = at * op->stride[d] - op->padding[d];
+    *end = min64(*begin + op->kernel[d], size + op->padding[d]);
+    const int64_t length = *end - *begin;
+    *begin = *begin < 0 ? 0 : *begin;
+    *end = min64(*end, size);
+    return length;
+}
+
+/* Integer models: an op (NULL: reading the input), and output `i` as floats. */
+void rh_quant_step(const part *p, const rh_op *op, const float *input);
+void rh_quant_output(const part *p, int32_t i, float *output);
+
+#endif
