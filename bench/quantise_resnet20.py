@@ -1,6 +1,6 @@
 """Accuracy of the published ResNet-20 on CIFAR-10 in float32, 8 and 16 bits, through the engine.
 
-python bench/quantise_resnet20.py /work/shared/data    # with cifar10/ and resnet_cifar10/; minutes on one thread
+python bench/quantise_resnet20.py DIR    # with cifar10/ and resnet_cifar10/; minutes on one thread
 """
 
 import sys
