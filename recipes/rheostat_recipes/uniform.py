@@ -67,7 +67,7 @@ def resnet20_cifar10_snn(run: Run) -> Result:
     """ResNet-20 on CIFAR-10 from labels alone: the dynamic paper's slimmable baseline (Table 1, column S-NN).
 
     Command: `rheostat train resnet20_cifar10_snn --data DIR`. Expected: 79.5, 85.6, 88.4 and 89.8 % (paper).
-    Time: 60 epochs, 90 s each on 2 quiet cores with AVX-512 and bf16.
+    Time: 60 epochs, not timed yet; a teacher makes an epoch about a quarter longer.
     """
     torch.manual_seed(run.seed)
     return _resnet20_cifar10("resnet20_cifar10_snn", run, resnet20(), None, num_epochs=60)
@@ -78,7 +78,7 @@ def resnet20_cifar10_distill(run: Run) -> Result:
 
     Command: `rheostat train resnet20_cifar10_distill --data DIR`; DIR also holds the published weights,
     `resnet_cifar10/resnet20-12fca82f.th` and `resnet44-014dd654.th` of akamaster/pytorch_resnet_cifar10.
-    Expected: 82.5, 88.7, 91.2 and 91.9 % (paper). Time: 60 epochs, 110 s each on 2 quiet cores with AVX-512 and bf16.
+    Expected: 82.5, 88.7, 91.2 and 91.9 % (paper). Time: 60 epochs, 161 s each on 2 busy cores with AVX-512 and bf16.
     """
     torch.manual_seed(run.seed)
     student, teacher = resnet20(), resnet44()
