@@ -6,7 +6,7 @@ is one process and everything here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -36,12 +36,13 @@ def broadcast_(net: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average_(tensors: Sequence[Tensor]) -> None:
+def average_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over the processes, with one all-reduce for all of them.
 
     The gradients of all subnets are one summed gradient, so a training step needs one, however many subnets there are.
+    One process alone does not even look at the tensors.
     """
-    if num_processes() == 1 or not tensors:
+    if num_processes() == 1 or not (tensors := list(tensors)):
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)

@@ -187,7 +187,7 @@ def fit(
             losses[k] = loss.detach()
             hits[k] = (logits.argmax(1) == y).sum()
         net.collect_grads_()
-        distributed.average_([p.grad for p in net.parameters() if p.grad is not None])
+        distributed.average_(p.grad for p in net.parameters() if p.grad is not None)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
         optim.step()
@@ -222,7 +222,7 @@ def fit(
                         show(epoch * steps + step + 1, f"epoch {epoch + 1}/{epochs}", meter.text(step + 1))
                         looked = time.perf_counter()
                 meter.check_finite(epoch, steps, checkpoint)
-                distributed.average_([b for b in net.buffers() if b.is_floating_point()])
+                distributed.average_(b for b in net.buffers() if b.is_floating_point())
                 _check_tensors_finite(net, epoch, checkpoint)
                 scores: dict[str, float] = {}
                 if validation is not None:

@@ -443,26 +443,26 @@ def _sort(
 
     A group whose order matters to the model is pinned.
     """
-    orders = _orders(graph, _tensors(model), importance, subnets)
-    probe = _disturbed(model)
-    tensors = _tensors(probe)
+    tensors, probe = _tensors(model), _disturbed(model)
+    orders = _orders(graph, tensors, importance, subnets)
+    probed = _tensors(probe)
     want = _outputs(graph, probe)
     for g, order in enumerate(orders):
-        _permute_(graph, g, tensors, order)
+        _permute_(graph, g, probed, order)
     if _difference(_outputs(graph, probe), want) > _TOLERANCE:
         for g, order in enumerate(orders):
-            _permute_(graph, g, tensors, np.argsort(order))
+            _permute_(graph, g, probed, np.argsort(order))
         for g, order in enumerate(orders):
             if graph.groups[g].pinned or graph.groups[g].extends is not None:
                 orders[g] = np.arange(graph.groups[g].size)
                 continue
-            _permute_(graph, g, tensors, order)
+            _permute_(graph, g, probed, order)
             if _difference(_outputs(graph, probe), want) > _TOLERANCE:
-                _permute_(graph, g, tensors, np.argsort(order))
+                _permute_(graph, g, probed, np.argsort(order))
                 orders[g] = np.arange(graph.groups[g].size)
                 graph = graph.pin(g, "the order of its channels matters to the model")
     for g, order in enumerate(orders):
-        _permute_(graph, g, _tensors(model), order)
+        _permute_(graph, g, tensors, order)
     places = [np.argsort(order) for order in orders]
     moved = (
         s
