@@ -17,8 +17,8 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
 CORE = ("spec", "program", "artifact", "cost")
 TRAIN = (
-    *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
-    *("lower", "quant", "export"),
+    *("rules", "graph", "sample", "masks", "supernet", "distributed", "data", "checkpoint", "fit"),
+    *("criteria", "lasso", "slim", "lower", "quant", "export"),
 )
 RUN = ("engine", "policy", "governor", "signals")
 ORDER = (
