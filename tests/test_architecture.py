@@ -17,20 +17,9 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
 CORE = ("spec", "program", "artifact", "cost")
 TRAIN = (
-    *(
-        "rules",
-        "graph",
-        "masks",
-        "criteria",
-        "sample",
-        "small",
-        "check",
-        "order",
-        "supernet",
-        "distributed",
-        "data",
-    ),
-    *("checkpoint", "fit", "nested", "lasso", "slim", "lower", "quant", "export"),
+    *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
+    *("data", "checkpoint", "fit", "criteria", "nested", "lasso", "slim", "lower", "quant"),
+    *("export",),
 )
 RUN = ("engine", "policy", "governor", "signals")
 ORDER = (

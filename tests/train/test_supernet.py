@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rheostat as rh
 from cases import CASES, Case, Example, call, flatten_cnn
-from masked import gather, kept, leaves, masked, owners, relative_error, scatter, tensors
+from masked import gather, kept, leaves, loss_of, masked, owners, relative_error, scatter, tensors
 from random_nets import random_nets
 from rheostat.train.graph import Graph
 
@@ -184,16 +184,6 @@ def test_extracted_is_independent_and_loadable(built: Built) -> None:
 
 
 # --- gradients --------------------------------------------------------------------------------------------
-
-
-def loss_of(output: object) -> Tensor:
-    """A scalar that every output element enters with another weight."""
-    total = torch.zeros(())
-    for tensor in leaves(output):
-        if tensor.is_floating_point():
-            weights = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
-            total = total + (tensor * weights).sum() + tensor.square().mean()
-    return total
 
 
 def through_slicing(net: rh.Supernet, inputs: Example) -> dict[str, Tensor]:

@@ -16,6 +16,9 @@ from torch.utils._pytree import tree_leaves
 from rheostat.spec import Cost
 from rheostat.train.rules import Dims, Labels, apply, is_aten, op_name
 
+_INNER_FIRST = ("mm", "addmm", "matmul", "embedding")
+"""Ops whose weight is [in, out], where a linear's or a convolution's is [out, in]; transposed convolutions too."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -94,6 +97,24 @@ class Graph:
         """Groups that extend another or are extended: one order must do for all of them, so they are cut by count."""
         pairs = [(i, g.extends) for i, g in enumerate(self.groups) if g.extends is not None]
         return frozenset(i for pair in pairs for i in pair)
+
+    def filter_dims(self) -> dict[str, int]:
+        """The dim of every weight along which its filters lie: 1 where it is stored [in, out], else 0."""
+        inner_first: set[str] = set()
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and (
+                op_name(node).startswith("conv_transpose") or op_name(node) in _INNER_FIRST
+            ):
+                inner_first |= {arg.name for arg in node.all_input_nodes}
+        targets = {
+            s.arg.name: s.target for s in self.program.graph_signature.input_specs if hasattr(s.arg, "name")
+        }
+        transposed = {targets[name] for name in inner_first if name in targets}
+        return {
+            name: 1 if name in transposed else 0
+            for name, dims in self.axes.items()
+            if len(dims) > 1  # biases and norm affines follow their filters
+        }
 
     def cost(
         self,
