@@ -79,8 +79,7 @@ def _orders(
         chain = [g]
         while chain[-1] in children:
             chain.append(children[chain[-1]])
-        cut = any(s.widths[c] < graph.groups[c].size for s in subnets for c in chain)
-        if any(graph.groups[c].pinned for c in chain) or not cut:
+        if any(graph.groups[c].pinned for c in chain):
             continue
         start = 0
         head = np.zeros(0, np.int64)

@@ -36,8 +36,8 @@ class Supernet(nn.Module):
     smallest subnet that keeps the unit first. Named units that do not nest are gathered: trainable, at the price of
     copies (`net.copied_bytes`), but not to be saved (see `nest`).
 
-    `levels` removes single weights: `net[k]` keeps those of level k or less, beside the widths of `subnets[k]`, or of
-    whole channels where `subnets` is None. Its pruned parameters are masked copies; what no subnet keeps is zero.
+    `levels` removes single weights: `net[k]` keeps those of level k or less, in the channels of `subnets[k]`, or in
+    all channels, unsorted, where `subnets` is None. Pruned parameters are masked copies; what no subnet keeps is zero.
 
     Construction checks every subnet on the example against the full model under masks; a group whose removal does not
     give the same function is pinned with the reason (`net.graph`). Raises ValueError for widths that do not nest,
@@ -59,16 +59,19 @@ class Supernet(nn.Module):
         super().__init__()
         if importance not in ("l1", "l2"):
             raise ValueError(f"Supernet: importance={importance!r}; want 'l1' or 'l2'")
+        whole = subnets is None
         if subnets is None:
-            whole = tuple(g.size for g in graph.groups)
-            subnets = [Subnet(name, whole) for name in (levels.names if levels is not None else ())]
+            sizes = tuple(g.size for g in graph.groups)
+            subnets = [Subnet(name, sizes) for name in (levels.names if levels is not None else ())]
         _validate(graph, subnets)
         full = copy.deepcopy(graph.model)
         last = len(subnets) - 1
         pruned = {} if levels is None else _levels_of(graph, full, subnets, levels)
         of = {id(full.get_parameter(name)): level for name, level in pruned.items()}
         named = {n: of[id(p)] for n, p in full.named_parameters(remove_duplicate=False) if id(p) in of}
-        self.graph, self.subnets = verify(*sort(graph, full, importance, subnets, named), full)
+        # Where no channel goes, all stay where they are.
+        in_order = (graph, tuple(subnets)) if whole else sort(graph, full, importance, subnets, named)
+        self.graph, self.subnets = verify(*in_order, full)
         keeps = [self.graph.kept(s.widths, s.units) for s in self.subnets]
         _check_order(self.subnets, keeps)
         self.shared = full
@@ -84,9 +87,8 @@ class Supernet(nn.Module):
         # Plain lists: their parameters are not the optimizer's.
         self._smaller = [module for module, _ in small]
         self._slices = [s for _, slices in small for s in slices]
-        whole = (slice(None),)
         self._pruned = [
-            Slice(p, p, whole, pruned[name], last)
+            Slice(p, p, (slice(None),), pruned[name], last)
             for name, p in self.shared.named_parameters()
             if name in pruned
         ]
