@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 import rheostat as rh
 from cases import CASES, Case, call
 from masked import kept, loss_of, masked, relative_error
+from rheostat import artifact
 from rheostat.train.masks import Levels
 from rheostat.train.nested import fit_nested
+from rheostat.train.quant import Quantized
 
 NAMES = ("sparse", "middle", "dense")
 SOME = (
@@ -356,3 +359,51 @@ def test_hooks_see_gradients_and_the_step() -> None:
     )  # fmt: skip
     assert len(seen) == 8
     assert seen[0][1] == pytest.approx(0.1)
+
+
+# --- in the artifact --------------------------------------------------------------------------------------------------
+
+
+def nets_to_save(case: Case) -> list[rh.Supernet]:
+    model = case.model()
+    graph, levels = rh.trace(model, case.inputs()), random_levels(model)
+    mixed = rh.Supernet(graph, rh.uniform(graph, (0.5, 0.5001, 1.0)), levels=levels)
+    return [rh.Supernet(graph, levels=levels).eval(), mixed.eval()]
+
+
+def test_save_and_load(case: Case, tmp_path: Path) -> None:
+    for net in nets_to_save(case):
+        first, second, third = (tmp_path / f"{n}.safetensors" for n in "abc")
+        rh.save(net, first)
+        back = rh.Supernet.load(first, case.build(), case.inputs()).eval()
+        rh.save(back, second)
+        assert first.read_bytes() == second.read_bytes()
+        rh.save(rh.Supernet.load(second, case.build(), case.inputs()).eval(), third)
+        assert first.read_bytes() == third.read_bytes()
+        table = rh.cost(first)
+        with torch.no_grad():
+            for k in range(len(net)):
+                got, want = call(back[k], case.inputs(1)), call(net[k], case.inputs(1))
+                assert relative_error(got, want) == 0
+                assert (table[k].parameters, table[k].macs) == (net.cost(k).parameters, net.cost(k).macs)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet20", "grouped_few"])
+def test_integers_are_those_of_masked_weights(name: str, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == name)
+    for net in nets_to_save(case):
+        quantized = rh.quantize(net, [case.inputs(seed) for seed in range(3)])
+        quantized.save(tmp_path / "q.safetensors")
+        program, tensors = artifact.read(tmp_path / "q.safetensors")
+        x = case.inputs(4)
+        assert isinstance(x, Tensor)
+        for k in range(len(net)):
+            masked_weights = {
+                n: a * (tensors[n + "@levels"] <= k) if n in program.levels else a
+                for n, a in tensors.items()
+                if not n.endswith("@levels")
+            }
+            plain = Quantized(replace(program, levels={}), masked_weights)
+            assert torch.equal(quantized(x, k), plain(x, k))
+            with torch.no_grad():
+                assert relative_error(quantized(x, k), net[k](x)) < 0.2

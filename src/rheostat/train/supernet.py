@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rheostat import artifact
+from rheostat.program import LEVELS
 from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
 from rheostat.train.check import verify
 from rheostat.train.graph import Graph, trace
@@ -136,8 +137,18 @@ class Supernet(nn.Module):
             Subnet(info.name, tuple(g.widths[k] for g in program.groups))
             for k, info in enumerate(program.subnets)
         ]
-        net = cls(graph, subnets)
         state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+        found = {name: state.pop(name + LEVELS) for name in program.levels}
+        if found:
+            first = {id(p): name for name, p in graph.model.named_parameters()}
+            found = {first[id(graph.model.get_parameter(name))]: level for name, level in found.items()}
+            blank = {n: torch.zeros_like(graph.model.get_parameter(n), dtype=torch.uint8) for n in found}
+            names = tuple(s.name for s in subnets)
+            whole = all(s.widths == tuple(g.size for g in graph.groups) for s in subnets)
+            net = cls(graph, None if whole else subnets, levels=Levels(names, blank))
+            net.relevel_(Levels(names, found))
+        else:
+            net = cls(graph, subnets)
         state |= {other: state[stored] for other, stored in program.aliases.items()}
         counters = {n: t for n, t in net.state_dict().items() if n.partition("@")[0].endswith(COUNTER)}
         net.load_state_dict(counters | state)
