@@ -14,9 +14,9 @@ PUBLIC = [
     "ArtifactError", "Block", "Cap", "CapSlack", "Channel", "Column", "Cost", "Decision", "Element",
     "EnergyGovernor", "Engine", "Fixed", "ImageLoader", "Kernel", "Lasso", "LatencyGovernor", "Levels", "NM",
     "Observation", "Pattern", "Profile", "Quant", "Row", "Signals", "Subnet", "SubnetInfo", "Supernet",
-    "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate", "export_onnx", "fit",
-    "fit_nested", "latency", "levels", "magnitude", "mask", "multi_path", "nest", "quantize", "read_signals",
-    "recalibrate", "save", "single_path", "slim", "taylor", "trace", "uniform", "wanda",
+    "SystemGovernor", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate", "export_onnx",
+    "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask", "multi_path", "nest", "quantize",
+    "read_signals", "recalibrate", "save", "single_path", "slim", "taylor", "trace", "uniform", "wanda",
 ]  # fmt: skip
 
 

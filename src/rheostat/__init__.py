@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Subnet,
         SubnetInfo,
     )
+    from rheostat.train.admm import admm, gradual
     from rheostat.train.criteria import taylor, wanda
     from rheostat.train.data import ImageLoader
     from rheostat.train.export import export_onnx
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "SubnetInfo",
     "Supernet",
     "SystemGovernor",
+    "admm",
     "arrival_rate",
     "calibrate",
     "choose",
@@ -95,6 +97,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "export_onnx",
     "fit",
     "fit_nested",
+    "gradual",
     "latency",
     "levels",
     "magnitude",
@@ -142,6 +145,7 @@ _HOMES = {
     "SubnetInfo": "rheostat.spec",
     "Supernet": "rheostat.train.supernet",
     "SystemGovernor": "rheostat.run.governor",
+    "admm": "rheostat.train.admm",
     "arrival_rate": "rheostat.run.policy",
     "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
@@ -150,6 +154,7 @@ _HOMES = {
     "export_onnx": "rheostat.train.export",
     "fit": "rheostat.train.fit",
     "fit_nested": "rheostat.train.nested",
+    "gradual": "rheostat.train.admm",
     "latency": "rheostat.measure",
     "levels": "rheostat.train.masks",
     "magnitude": "rheostat.train.masks",

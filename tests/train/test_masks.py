@@ -333,6 +333,7 @@ def test_names_skip_and_mappings(graph: Graph) -> None:
         *(str(round((a * sizes[0] + b * sizes[1]) / sum(sizes), 4)) for a, b in ((0.5, 0.25), (0.75, 0.5))),
     )
     assert found.mask("4.weight", 0).float().mean() == 0.25
+    assert found.sparsity(-1) == (0.25 * sizes[0] + 0.5 * sizes[1]) / sum(sizes)
     assert rh.levels(graph, (0.5,), names=("M1",)).names == ("M1",)
 
 
@@ -413,10 +414,14 @@ def test_lenet_at_the_papers_sparsities() -> None:
         ({"sparsity": {"0.weight": (0.5,)}, "granularity": {"4.weight": rh.Row()}}, "not both; want both"),
         ({"sparsity": {"0.weight": (0.5,), "4.weight": (0.5, 0.4)}}, "different numbers of sparsities"),
         ({"sparsity": (0.5,), "skip": ("0.weight", "4.weight", "5.weight")}, "nothing is left to prune"),
-        ({"sparsity": (0.5,), "scores": {}}, "0.weight: got no score"),
+        ({"sparsity": (0.5,), "scores": {}}, "0.weight: got no score for it; want .16, 8, 3, 3."),
+        ({"sparsity": (0.5,), "scores": {"0.weight": torch.ones(3, 3)}}, r"got scores of shape \(3, 3\)"),
         ({"sparsity": (0.5,), "allocation": "local"}, "got allocation='local'"),
         ({"sparsity": {"0.weight": (0.5,)}, "allocation": "global"}, "want one for all"),
-        ({"sparsity": (0.5,), "granularity": rh.NM(), "allocation": "global"}, "keeps the same everywhere"),
+        (
+            {"sparsity": (0.5,), "granularity": rh.NM(), "allocation": "global"},
+            "it keeps the same everywhere",
+        ),
         ({"sparsity": (0.5,), "allocation": "global", "floor": 2.0}, "got floor=2.0"),
         ({"sparsity": (0.5, 0.4), "names": ("one",)}, "got level 2; want 1 or less"),
         ({"sparsity": (0.5, 0.4), "names": ("one", "one")}, "different ones"),

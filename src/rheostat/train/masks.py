@@ -320,6 +320,16 @@ class Levels:
         """True where subnet `k` (negative: from the largest) keeps a weight of the parameter `name`."""
         return self.tensors[name] <= range(len(self.names))[k]
 
+    def sparsity(self, k: int) -> float:
+        """The fraction of the pruned parameters' weights that subnet `k` removes."""
+        return _sparsity(self.tensors, range(len(self.names))[k])
+
+
+def _sparsity(tensors: Mapping[str, Tensor], k: int) -> float:
+    return sum(int((level > k).sum()) for level in tensors.values()) / sum(
+        t.numel() for t in tensors.values()
+    )
+
 
 def levels(
     graph: Graph,
@@ -357,32 +367,28 @@ def levels(
         raise ValueError(f"levels: got allocation={allocation!r}; want 'layer', 'balanced' or 'global'")
     plan = planned("levels", graph, sparsity, granularity, skip)
     scores = magnitude(graph) if scores is None else scores
-    if missing := plan.keys() - scores.keys():
-        raise ValueError(f"levels: {min(missing)}: got no score for it; want one, or skip this parameter")
-    dims = graph.filter_dims()
-    filters_first = {name: scores[name].movedim(dims.get(name, 0), 0) for name in plan}
+    for name in plan:
+        want = tuple(graph.model.get_parameter(name).shape)
+        if name not in scores or scores[name].shape != want:
+            got = f"scores of shape {tuple(scores[name].shape)}" if name in scores else "no score"
+            raise ValueError(f"levels: {name}: got {got} for it; want {want}, or skip this parameter")
     if allocation == "global":
         if isinstance(sparsity, Mapping):
             raise ValueError(
                 "levels: got sparsity of each parameter with allocation='global'; want one for all"
             )
-        found = _globally(filters_first, plan, floor)
+        tensors = _globally(plan, scores, floor)
     else:
-        found = {
-            name: _ranked(f"levels: {name}", filters_first[name], own, cuts, allocation == "balanced")
-            for name, (own, cuts) in plan.items()
+        tensors = {
+            name: cut.levels(f"levels: {name}", scores[name], allocation == "balanced")
+            for name, cut in plan.items()
         }
-    tensors = {name: level.movedim(0, dims.get(name, 0)).contiguous() for name, level in found.items()}
     if names is None:
-        total = sum(level.numel() for level in tensors.values())
-        kept = [
-            sum(int((level <= k).sum()) for level in tensors.values())
-            for k in range(len(next(iter(plan.values()))[1]))
-        ]
-        fractions = (
-            [n / total for n in kept] if isinstance(sparsity, Mapping) else [1.0 - s for s in sparsity]
+        num_subnets = len(next(iter(plan.values())).sparsity)
+        found = (
+            [_sparsity(tensors, k) for k in range(num_subnets)] if isinstance(sparsity, Mapping) else sparsity
         )
-        names = [str(round(fraction, 4)) for fraction in fractions]
+        names = [str(round(1.0 - fraction, 4)) for fraction in found]
     return Levels(tuple(names), tensors)
 
 
@@ -404,14 +410,28 @@ def prunable(graph: Graph) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How one parameter is pruned: in which groups, at which sparsities, and along which dim its filters lie."""
+
+    granularity: Granularity
+    sparsity: tuple[float, ...]
+    filter_dim: int
+
+    def levels(self, where: str, score: Tensor, balanced: bool) -> Tensor:
+        """The levels, of the shape of the scores; the groups are those of a weight whose filters come first."""
+        level = _ranked(where, score.movedim(self.filter_dim, 0), self.granularity, self.sparsity, balanced)
+        return level.movedim(0, self.filter_dim).contiguous()
+
+
 def planned(
     where: str,
     graph: Graph,
     sparsity: Sequence[float] | Mapping[str, Sequence[float]],
     granularity: Granularity | Mapping[str, Granularity],
     skip: Collection[str],
-) -> dict[str, tuple[Granularity, tuple[float, ...]]]:
-    """Granularity and sparsities of every parameter that is to be pruned, checked, in the order of the model."""
+) -> dict[str, Cut]:
+    """How every parameter is pruned that is to be, checked, in the order of the model."""
     candidates = prunable(graph)
     mappings = [set(given) for given in (sparsity, granularity) if isinstance(given, Mapping)]
     for given, known in (
@@ -427,7 +447,8 @@ def planned(
         raise ValueError(
             f"{where}: {min(mappings[0] ^ mappings[1])}: got a sparsity or a granularity for it, not both; want both"
         )
-    plan: dict[str, tuple[Granularity, tuple[float, ...]]] = {}
+    dims = graph.filter_dims()
+    plan: dict[str, Cut] = {}
     for name in candidates:
         if name in skip or (mappings and name not in mappings[0]):
             continue
@@ -439,43 +460,40 @@ def planned(
             raise ValueError(
                 f"{where}: {name}: got sparsity {cuts}; want fractions from 0 to below 1, descending, like (0.6, 0.4)"
             )
-        plan[name] = own, cuts
+        plan[name] = Cut(own, cuts, dims.get(name, 0))
     if not plan:
         raise ValueError(f"{where}: nothing is left to prune; want at least one parameter. Shorten skip=")
-    if len({len(cuts) for _, cuts in plan.values()}) > 1:
+    if len({len(cut.sparsity) for cut in plan.values()}) > 1:
         raise ValueError(
             f"{where}: got parameters with different numbers of sparsities; want one for each subnet"
         )
     return plan
 
 
-def _globally(
-    scores: dict[str, Tensor], plan: dict[str, tuple[Granularity, tuple[float, ...]]], floor: float
-) -> dict[str, Tensor]:
+def _globally(plan: Mapping[str, Cut], scores: Mapping[str, Tensor], floor: float) -> dict[str, Tensor]:
     """Levels on one ranking of the groups of all parameters."""
     if not 0 <= floor <= 1:
         raise ValueError(f"levels: got floor={floor}; want 0 to 1, the fraction that each parameter keeps")
     tables, values, sizes, num_floor = {}, [], [], 0
-    for name, (granularity, _) in plan.items():
-        if isinstance(granularity, Pattern | NM):
+    for name, cut in plan.items():
+        where, score = f"levels: {name}", scores[name].movedim(cut.filter_dim, 0)
+        if isinstance(cut.granularity, Pattern | NM):
             raise ValueError(
-                f"levels: {name}: got {granularity} with allocation='global'; want 'layer', as it keeps the same "
-                "everywhere"
+                f"{where}: got {cut.granularity} with allocation='global'; want 'layer': it keeps the same everywhere"
             )
-        tables[name] = table = _units(f"levels: {name}", scores[name].shape, granularity, False).to(
-            scores[name].device
-        )
-        value = _root_mean_squares(f"levels: {name}", scores[name], table)
+        table = _units(where, score.shape, cut.granularity, False).to(score.device)
+        value = _root_mean_squares(where, score, table)
         size = (table[0] >= 0).sum(1)
         spared = _largest(value, max(1, math.ceil(floor * len(size))))[0]
         num_floor += int(size[spared].sum())
         value = value[0] / value.mean().clamp(min=torch.finfo(torch.float64).tiny)
+        tables[name] = table, score.shape
         values.append(value.masked_fill(spared, torch.inf))
         sizes.append(size)
     order = torch.cat(values).argsort(descending=True, stable=True)
     size = torch.cat(sizes)[order]
     num_weights = int(size.sum())
-    kept = [num_weights - round(s * num_weights) for s in next(iter(plan.values()))[1]]
+    kept = [num_weights - round(s * num_weights) for s in next(iter(plan.values())).sparsity]
     if num_floor > kept[0]:
         raise ValueError(
             f"levels: floor={floor} keeps {num_floor} weights, the sparsest subnet {kept[0]} of {num_weights}; want at "
@@ -485,8 +503,8 @@ def _globally(
     level[order] = _bucketize(size.cumsum(0) - size, kept)
     parts = level.split([len(value) for value in values])
     return {
-        name: _spread(part.unsqueeze(0), tables[name], scores[name].shape)
-        for name, part in zip(plan, parts, strict=True)
+        name: _spread(part.unsqueeze(0), *tables[name]).movedim(0, cut.filter_dim).contiguous()
+        for (name, cut), part in zip(plan.items(), parts, strict=True)
     }
 
 
