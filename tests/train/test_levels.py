@@ -407,3 +407,22 @@ def test_integers_are_those_of_masked_weights(name: str, tmp_path: Path) -> None
             assert torch.equal(quantized(x, k), plain(x, k))
             with torch.no_grad():
                 assert relative_error(quantized(x, k), net[k](x)) < 0.2
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet20", "grouped_few"])
+def test_the_engine_runs_every_level(name: str, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == name)
+    for net in nets_to_save(case):
+        x = case.inputs(4)
+        assert isinstance(x, Tensor)
+        rh.save(net, tmp_path / "float.safetensors")
+        quantized = rh.quantize(net, [case.inputs(seed) for seed in range(2)])
+        quantized.save(tmp_path / "int.safetensors")
+        floats, integers = (rh.Engine(tmp_path / f"{kind}.safetensors") for kind in ("float", "int"))
+        for k in (2, 0, 1, 0):
+            floats.select(k)
+            integers.select(k)
+            with torch.no_grad():
+                want = net.extract(k)(x)
+            assert relative_error(torch.from_numpy(floats(x.numpy())), want) < 1e-5
+            assert torch.equal(torch.from_numpy(integers(x.numpy())), quantized(x, k))
