@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 import rheostat as rh
 from rheostat.spec import Granularity
 from rheostat.train import checkpoint as checkpoints
-from rheostat.train.admm import Pair, Update, _next_rho
+from rheostat.train.admm import Pair, Pruned, Update, _next_rho
 from rheostat.train.graph import Graph
 from rheostat.train.masks import Cut
 from rheostat_recipes.data import load
@@ -51,7 +50,7 @@ def gradients(graph: Graph, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-def prune_in_one_step(graph: Graph, **changed: Any) -> rh.trace:  # pyright: ignore[reportInvalidTypeForm]
+def prune_in_one_step(graph: Graph, **changed: Any) -> Pruned:
     """One step on one batch, plain SGD, and one update."""
     settings: dict[str, Any] = {
         "sparsity": 0.5, "rho": (0.25,), "updates": 1, "epochs": 1, "lr": 0.1, "momentum": 0.0,
@@ -209,16 +208,16 @@ def record(rho: float, residual: float, churn: float) -> Update:
     return Update(rho, {"w": residual}, {"w": residual / 2}, {"w": churn}, 0.0, 0.0)
 
 
-def test_when_a_stage_and_a_run_end() -> None:
-    stages = (0.1, 1.0)
+def test_when_rho_changes_and_a_run_ends() -> None:
+    rhos = (0.1, 1.0)
     moving = record(0.1, 0.5, 0.1)
-    assert _next_rho([], stages, 3, 0.01) == 0.1
-    assert _next_rho([moving] * 2, stages, 3, 0.01) == 0.1
-    assert _next_rho([moving] * 3, stages, 3, 0.01) == 1.0
-    assert _next_rho([moving] * 6, stages, 3, 0.01) is None
-    assert _next_rho([moving] * 6, (*stages, 2.0), 3, 0.01) == 2.0
-    assert _next_rho([record(0.1, 0.009, 0.1)], stages, 3, 0.01) is None
-    assert _next_rho([record(0.1, 0.5, 0.0)] * 2, stages, 3, 0.01) == 0.1, "masks that rest are no end"
+    assert _next_rho([], rhos, 3, 0.01) == 0.1
+    assert _next_rho([moving] * 2, rhos, 3, 0.01) == 0.1
+    assert _next_rho([moving] * 3, rhos, 3, 0.01) == 1.0
+    assert _next_rho([moving] * 6, rhos, 3, 0.01) is None
+    assert _next_rho([moving] * 6, (*rhos, 2.0), 3, 0.01) == 2.0
+    assert _next_rho([record(0.1, 0.009, 0.1)], rhos, 3, 0.01) is None
+    assert _next_rho([record(0.1, 0.5, 0.0)] * 2, rhos, 3, 0.01) == 0.1, "masks that rest are no end"
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -290,6 +289,16 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
         prune_in_one_step(convolution(), **arguments)
 
 
+def test_weights_that_cannot_be_constrained() -> None:
+    with pytest.raises(
+        ValueError, match=r"admm: weight: got shape \(4, 12\) for Pattern.*want a convolution's"
+    ):
+        prune_in_one_step(linear(), granularity=rh.Pattern("natural"))
+    (graph := linear()).model.get_parameter("weight").requires_grad_(False)
+    with pytest.raises(ValueError, match="admm: weight: got requires_grad=False"):
+        prune_in_one_step(graph)
+
+
 @pytest.fixture(scope="module")
 def digits() -> tuple[Batches, Batches]:
     images = load("digits")
@@ -317,16 +326,18 @@ def trained(digits: tuple[Batches, Batches]) -> Graph:
     return rh.trace(net.extract(-1), torch.zeros(2, 1, 8, 8))
 
 
-def accuracy_of(graph: Graph, found: rh.Levels, test: Batches, train: Batches) -> float:
-    """Of the model with all pruned weights set to zero, norms measured again."""
-    pruned = copy.deepcopy(graph.model)
-    with torch.no_grad():
-        for name in found.tensors:
-            pruned.get_parameter(name).mul_(found.mask(name, 0))
-    rh.recalibrate(pruned, train)
-    accuracy = rh.evaluate(pruned, test)
-    assert isinstance(accuracy, float)
-    return accuracy
+def accuracy_of(graph: Graph, found: rh.Levels, train: Batches, test: Batches, epochs: int = 0) -> float:
+    """Of the model without the pruned weights, trained on or with its norms measured again."""
+    net = rh.Supernet(graph, levels=found)
+    if epochs:
+        rh.fit(net, train, epochs=epochs, lr=0.02, progress=False)
+    else:
+        rh.recalibrate(net, train)
+    for name in found.tensors:
+        assert not net[-1].get_parameter(name)[~found.mask(name, -1)].any()
+    scores = rh.evaluate(net, test)
+    assert isinstance(scores, dict)
+    return scores[found.names[-1]]
 
 
 def test_digits_residuals_fall_and_cutting_costs_less_than_at_once(
@@ -340,8 +351,9 @@ def test_digits_residuals_fall_and_cutting_costs_less_than_at_once(
     assert primal[-1] < 0.1 * primal[0], primal
     at_once = rh.levels(trained, (0.9,), skip=skip)
     assert found.levels.sparsity(0) == at_once.sparsity(0)
-    scores = accuracy_of(found.graph, found.levels, test, train), accuracy_of(trained, at_once, test, train)
+    scores = accuracy_of(found.graph, found.levels, train, test), accuracy_of(trained, at_once, train, test)
     assert scores[0] > 0.92 > 0.75 > scores[1], scores
+    assert accuracy_of(found.graph, found.levels, train, test, epochs=3) > 0.93
 
 
 # --- gradual pruning --------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ def admm(
     connectivity: a second constraint, with a Z and U of its own, on convolutions: the fraction of kernels that each
         filter loses as well (pattern and connectivity pruning).
     balanced: drop the same number in each filter.
-    rho: one stage after the other; when it changes, U is rescaled, so that `rho * U` does not.
-    updates: of Z and U in each stage.
+    rho: one value after the other; when it changes, U is rescaled, so that `rho * U` does not.
+    updates: of Z and U with each value.
     epochs: of training before each update, by `fit`; lr, momentum, weight_decay, optimizer, precision, channels_last
         are its own, and the learning rate starts again at each. Constrained weights do not decay.
     tolerance: it is over when all primal and dual residuals are below it.
@@ -106,6 +106,10 @@ def admm(
     cuts = {n: (s,) for n, s in sparsity.items()} if isinstance(sparsity, Mapping) else (sparsity,)
     plan = planned("admm", trained, cuts, granularity, skip)
     weights = {name: net.shared.get_parameter(name) for name in plan}
+    if frozen := [name for name, weight in weights.items() if not weight.requires_grad]:
+        raise ValueError(
+            f"admm: {frozen[0]}: got requires_grad=False; want weights that train, or skip this one"
+        )
     pairs = {name: [Pair(f"admm: {name}", weights[name], cut, balanced)] for name, cut in plan.items()}
     for name, cut in plan.items():
         if connectivity > 0 and weights[name].dim() > 2:
@@ -190,7 +194,11 @@ class Pair(nn.Module):
     def __init__(self, where: str, weight: Tensor, cut: Cut, balanced: bool) -> None:
         super().__init__()
         weight = weight.detach()
-        if isinstance(cut.granularity, Pattern) and cut.granularity.patterns == "natural":
+        if (
+            isinstance(cut.granularity, Pattern)
+            and cut.granularity.patterns == "natural"
+            and weight.dim() > 2
+        ):
             # A set that moved with the weights would be no constraint.
             filters_first = weight.movedim(cut.filter_dim, 0)
             num_cells = filters_first[0, 0].numel()
@@ -257,8 +265,8 @@ def _next_rho(
     """The rho of the next W-step, or None at the end; it follows from the history, so that resuming needs no more."""
     if history and max(*history[-1].primal.values(), *history[-1].dual.values()) < tolerance:
         return None
-    stage = len(history) // updates
-    return rho[stage] if stage < len(rho) else None
+    index = len(history) // updates
+    return rho[index] if index < len(rho) else None
 
 
 class _Later:
