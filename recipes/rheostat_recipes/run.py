@@ -194,11 +194,18 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
                 "size_bytes": info.size_bytes,
                 "accuracy": info.accuracy,
             }
-            for info in net.infos
+            | ({"sparsity": _sparsity(net, k)} if net.levels else {})
+            for k, info in enumerate(net.infos)
         ],
     }
     record.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return Result(artifact, record)
+
+
+def _sparsity(net: rh.Supernet, k: int) -> float:
+    """The fraction of the pruned parameters' weights that subnet `k` has not."""
+    levels = net.levels.values()
+    return 1 - sum(int((level <= k).sum()) for level in levels) / sum(level.numel() for level in levels)
 
 
 def commit() -> str | None:
