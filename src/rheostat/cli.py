@@ -213,10 +213,10 @@ def train(
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
     from rheostat.artifact import read_program
-    from rheostat_recipes import dense, nonuniform, shared_weights, uniform
+    from rheostat_recipes import dense, nonuniform, one_network, shared_weights, uniform
     from rheostat_recipes.run import Run
 
-    modules = (uniform, nonuniform, dense, shared_weights)
+    modules = (uniform, nonuniform, dense, shared_weights, one_network)
     recipes = {function.__name__: function for module in modules for function in module.RECIPES}
     if recipe is None:
         table = Table("recipe", "what it does", box=None, header_style="bold")

@@ -11,6 +11,7 @@ import pytest
 
 import rheostat as rh
 from rheostat.artifact import read
+from rheostat_recipes import one_network
 from rheostat_recipes.data import load
 from rheostat_recipes.run import Result, Run
 from rheostat_recipes.shared_weights import (
@@ -57,3 +58,17 @@ def test_smoke(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
             engine.select(k)
             right = np.mean(engine(x).argmax(1) == images.test_labels)
             assert right == pytest.approx(info.accuracy, abs=2 / len(x))
+
+
+@pytest.mark.parametrize("recipe", one_network.RECIPES, ids=lambda recipe: recipe.__name__)
+def test_one_network(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
+    """Whatever the way, the same sparsity of each layer in the end; and the engine runs what was measured."""
+    result = recipe(Run(tmp_path / "out", smoke=True, seed=3))
+    program, tensors = read(result.artifact)
+    for name, sparsity in one_network.SPARSITY.items():
+        assert (tensors[name] == 0).mean() == pytest.approx(sparsity, abs=0.5 / tensors[name].size)
+    images = load("digits", shape=program.input.shape)
+    x = images.normalized(images.test_images)
+    with rh.Engine(result.artifact, threads=1) as engine:
+        right = np.mean(engine(x).argmax(1) == images.test_labels)
+    assert right == pytest.approx(program.subnets[0].accuracy, abs=2 / len(x))
