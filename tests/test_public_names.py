@@ -16,7 +16,7 @@ PUBLIC = [
     "Observation", "Pattern", "Profile", "Quant", "Row", "Signals", "Subnet", "SubnetInfo", "Supernet",
     "SystemGovernor", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate", "export_onnx",
     "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask", "multi_path", "nest", "quantize",
-    "read_signals", "recalibrate", "save", "single_path", "slim", "taylor", "trace", "uniform", "wanda",
+    "read_signals", "recalibrate", "save", "single_path", "size_report", "slim", "taylor", "trace", "uniform", "wanda",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         choose,
     )
     from rheostat.run.signals import read_signals
+    from rheostat.sizes import size_report
     from rheostat.spec import (
         NM,
         ArtifactError,
@@ -109,6 +110,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "recalibrate",
     "save",
     "single_path",
+    "size_report",
     "slim",
     "taylor",
     "trace",
@@ -166,6 +168,7 @@ _HOMES = {
     "recalibrate": "rheostat.train.fit",
     "save": "rheostat.train.lower",
     "single_path": "rheostat.train.lasso",
+    "size_report": "rheostat.sizes",
     "slim": "rheostat.train.slim",
     "taylor": "rheostat.train.criteria",
     "trace": "rheostat.train.graph",

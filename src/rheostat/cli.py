@@ -307,9 +307,10 @@ def quantize(
 
 @app.command()
 def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
-    """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels per layer."""
+    """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels and levels per layer."""
     from rheostat.artifact import read_program
     from rheostat.plot import layers
+    from rheostat.sizes import size_report
 
     program = read_program(artifact)
     names = [info.name for info in program.subnets]
@@ -325,6 +326,7 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
                 "subnets": [asdict(info) for info in program.subnets],
                 "groups": [asdict(group) for group in program.groups],
                 "layers": [{"layer": name, "channels": list(kept)} for name, kept in rows],
+                "levels": {name: asdict(code) for name, code in program.levels.items()},
             }
         )
         return
@@ -344,6 +346,8 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
         for name, kept in rows:
             table.add_row(name, *map(str, kept))
         console.print("Channels per layer", table, sep="\n")
+    if program.levels:
+        print(f"Sparsity of each subnet, and how the levels are stored\n{size_report(artifact)}")
 
 
 @app.command()
