@@ -68,26 +68,32 @@ class SizeReport:
         )
 
     def __str__(self) -> str:
-        rows = [
-            ("tensor", "weights", *self.subnets, "levels", "bytes", *(f"s* {bits} bit" for bits in _BITS))
-        ]
+        titles = (
+            "tensor",
+            "weights",
+            *self.subnets,
+            "levels",
+            "bytes",
+            *(f"s* {bits} bit" for bits in _BITS),
+        )
+        rows: list[tuple[str, ...]] = [titles]
         for layer in self.layers:
-            head = [layer.name, f"{layer.num_weights:,}"]
-            head += [f"{layer.sparsity(k):.1%}" for k in range(len(self.subnets))]
-            for encoding in ENCODINGS:
-                found = [code for code in layer.codes if code.encoding == encoding]
-                code = layer.chosen if layer.chosen.encoding == encoding else found[0] if found else None
-                if code is not None:
-                    name = encoding + (f" of {code.group}" if encoding == "pattern" else "")
-                    thresholds = [f"{break_even(code, bits):.2%}" for bits in _BITS]
-                    mark = " *" if code == layer.chosen else "  "
-                    rows.append((*head, name + mark, f"{code.index_bytes:,}", *thresholds))
-                    head = [""] * len(head)
-        totals = [("", "one dense model", "this file", f"{len(self.subnets)} files", "saved")]
+            sparsities = (f"{layer.sparsity(k):.1%}" for k in range(len(self.subnets)))
+            head = (layer.name, f"{layer.num_weights:,}", *sparsities)
+            ways = {code.encoding: code for code in reversed((layer.chosen, *layer.codes))}
+            for code in (ways[encoding] for encoding in ENCODINGS if encoding in ways):
+                name = code.encoding + (f" of {code.group}" if code.group > 1 else "")
+                thresholds = (f"{break_even(code, bits):.2%}" for bits in _BITS)
+                mark = " *" if code == layer.chosen else "  "
+                rows.append((*head, name + mark, f"{code.index_bytes:,}", *thresholds))
+                head = ("",) * len(head)
+        totals: list[tuple[str, ...]] = [
+            ("", "one dense model", "this file", f"{len(self.subnets)} files", "saved")
+        ]
         for bits in _BITS:
             shared, separate = self.shared_bytes(bits), self.separate_bytes(bits)
             sizes = (f"{n:,}" for n in (self.dense_bytes(bits), shared, separate))
-            totals.append((f"{bits} bit", *sizes, f"{1 - shared / separate:.1%}"))
+            totals.append((f"{bits} bit", *sizes, f"{1 - shared / max(1, separate):.1%}"))
         return f"{aligned(rows)}\n\n{aligned(totals)}\n\n{_NOTE}"
 
 
