@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rheostat.cost import cost
 
 if TYPE_CHECKING:
+    from rheostat.energy import Memory, switch_cost
     from rheostat.measure import calibrate, latency
     from rheostat.run.engine import Engine
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
@@ -77,6 +78,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "Lasso",
     "LatencyGovernor",
     "Levels",
+    "Memory",
     "NM",
     "Observation",
     "Pattern",
@@ -112,6 +114,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "single_path",
     "size_report",
     "slim",
+    "switch_cost",
     "taylor",
     "trace",
     "uniform",
@@ -136,6 +139,7 @@ _HOMES = {
     "Lasso": "rheostat.train.lasso",
     "LatencyGovernor": "rheostat.run.governor",
     "Levels": "rheostat.train.masks",
+    "Memory": "rheostat.energy",
     "NM": "rheostat.spec",
     "Observation": "rheostat.run.policy",
     "Pattern": "rheostat.spec",
@@ -170,6 +174,7 @@ _HOMES = {
     "single_path": "rheostat.train.lasso",
     "size_report": "rheostat.sizes",
     "slim": "rheostat.train.slim",
+    "switch_cost": "rheostat.energy",
     "taylor": "rheostat.train.criteria",
     "trace": "rheostat.train.graph",
     "uniform": "rheostat.train.sample",
