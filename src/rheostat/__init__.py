@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rheostat.cost import cost
 
 if TYPE_CHECKING:
-    from rheostat.measure import calibrate, latency
+    from rheostat.measure import accuracy, calibrate, latency
     from rheostat.run.engine import Engine
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
     from rheostat.run.policy import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rheostat.train.graph import trace
     from rheostat.train.lasso import Lasso, multi_path, single_path
     from rheostat.train.lower import save
-    from rheostat.train.quant import quantize
+    from rheostat.train.quant import finetune, quantize
     from rheostat.train.sample import nest, uniform
     from rheostat.train.slim import slim
     from rheostat.train.supernet import Supernet
@@ -60,12 +60,14 @@ __all__ = [
     "SubnetInfo",
     "Supernet",
     "SystemGovernor",
+    "accuracy",
     "arrival_rate",
     "calibrate",
     "choose",
     "cost",
     "evaluate",
     "export_onnx",
+    "finetune",
     "fit",
     "latency",
     "multi_path",
@@ -100,11 +102,13 @@ _HOMES = {
     "SubnetInfo": "rheostat.spec",
     "Supernet": "rheostat.train.supernet",
     "SystemGovernor": "rheostat.run.governor",
+    "accuracy": "rheostat.measure",
     "arrival_rate": "rheostat.run.policy",
     "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
     "evaluate": "rheostat.train.fit",
     "export_onnx": "rheostat.train.export",
+    "finetune": "rheostat.train.quant",
     "fit": "rheostat.train.fit",
     "latency": "rheostat.measure",
     "multi_path": "rheostat.train.lasso",
