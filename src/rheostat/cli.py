@@ -418,8 +418,8 @@ def paper_table(
     """Show a table of a paper beside our own numbers; with --run, make the numbers that are missing."""
     from rheostat_recipes.tables import load_table
 
-    results = results or (RUNS if run else None)
-    failures = _run_missing(load_table(paper, number).needs, results, data, seeds, as_json) if run else []
+    results, wanted = results or (RUNS if run else None), _numbers(seeds)
+    failures = _run_missing(load_table(paper, number).needs, results, data, wanted, as_json) if run else []
     shown = load_table(paper, number, results)
     if as_json:
         _print_json([asdict(cell) for cell in shown.cells])
@@ -442,9 +442,11 @@ def paper_table(
             table.add_row(cell.row, cell.column, *texts)
     console.print(title, table, shown.source, *([shown.note] if shown.note else []), sep="\n")
     for note in dict.fromkeys(cell.note for cell in shown.cells if cell.note):
-        rows = dict.fromkeys(cell.row for cell in shown.cells if cell.note == note)
-        console.print(f"{', '.join(rows)}: {note}", style="dim")
-    _print_missing(f"table {paper} {number}", shown.needs, results, seeds)
+        where = {cell.row: cell.column for cell in shown.cells if cell.note == note}
+        if len(where) == len({cell.row for cell in shown.cells}):  # then it is about columns
+            where = {cell.column: cell.row for cell in shown.cells if cell.note == note}
+        console.print(f"{', '.join(where)}: {note}", style="dim")
+    _print_missing(f"table {paper} {number}", shown.needs, results, wanted)
     _exit_if(failures)
 
 
@@ -463,8 +465,9 @@ def paper_figure(
     from rheostat import plot
     from rheostat_recipes import figures
 
-    shown, results = figures.load_figure(paper, number), results or (RUNS if run else None)
-    failures = _run_missing(shown.needs, results, data, seeds, as_json) if run else []
+    shown, wanted = figures.load_figure(paper, number), _numbers(seeds)
+    results = results or (RUNS if run else None)
+    failures = _run_missing(shown.needs, results, data, wanted, as_json) if run else []
     numbers, drawn = _channels(shown, results) if shown.kind == "channels" else _curves(shown, results)
     if drawn is not None:
         plot.save(out, shown.title, f"{figures.SOURCE}, Figure {number}", drawn)
@@ -472,7 +475,7 @@ def paper_figure(
         _print_json(numbers)
     else:
         _console().print("nothing to draw yet" if drawn is None else f"{out}: {', '.join(numbers)}")
-        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, seeds)
+        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, wanted)
     _exit_if(failures)
 
 
@@ -518,7 +521,7 @@ def _run_missing(
     needs: Mapping[str, Collection[tuple[str, str]]],
     results: Path | None,
     data: Path | None,
-    seeds: str,
+    seeds: Sequence[int],
     as_json: bool,
 ) -> list[str]:
     """Run what is missing, one after the other; a line for each run that failed."""
@@ -529,17 +532,20 @@ def _run_missing(
     results.mkdir(parents=True, exist_ok=True)
     console = _console(stderr=as_json)
     with _stdout_for_json_only(as_json):
-        todo = missing(needs, results, _numbers(seeds))
+        todo = missing(needs, results, seeds)
         return run_all(todo, results, data, lambda text: console.rule(text, align="left"))
 
 
 def _print_missing(
-    verb: str, needs: Mapping[str, Collection[tuple[str, str]]], results: Path | None, seeds: str
+    verb: str,
+    needs: Mapping[str, Collection[tuple[str, str]]],
+    results: Path | None,
+    seeds: Sequence[int],
 ) -> None:
     """Say which runs have no result yet, and the command that makes them."""
     from rheostat_recipes.tables import missing
 
-    console, todo = _console(), missing(needs, results, _numbers(seeds))
+    console, todo = _console(), missing(needs, results, seeds)
     if not todo:
         return
     by_recipe: dict[str, list[str]] = {}
@@ -548,7 +554,8 @@ def _print_missing(
     console.print("\nNot run yet:")
     for recipe, missed in by_recipe.items():
         console.print(f"  {recipe}, seed {', '.join(missed)}")
-    flags = f"{f' --results {results}' if results else ''}{f' --seeds {seeds}' if seeds != '0' else ''}"
+    flags = f" --results {results}" if results else ""
+    flags += f" --seeds {','.join(map(str, seeds))}" if list(seeds) != [0] else ""
     console.print(f"All of them, each from where it stopped: rheostat {verb} --run --data DIR{flags}")
 
 

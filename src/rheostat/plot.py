@@ -239,22 +239,22 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
 
 
 def save(path: str | os.PathLike[str], title: str, text: str, figure: Figure) -> None:
-    """Write a figure: to a page of its own where `path` ends in .html, else as Matplotlib does (.svg, .png, .pdf).
+    """Write a figure: a page of its own where `path` ends in .html, else as Matplotlib does (.svg, .png, .pdf).
 
-    Raises ValueError for an ending that Matplotlib does not know.
+    Raises ValueError for another ending.
     """
     path = Path(path)
     if path.suffix == ".html":
         _write_page(path, title, text, [], [(title, text, _picture(figure, title))], "")
         return
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:] not in known:
+    if path.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"{path}: want a name that ends in .html, .svg, .png or .pdf")
     import matplotlib as mpl
 
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with mpl.rc_context({"svg.hashsalt": "rheostat"}):
-        dated = path.suffix == ".svg"
-        figure.savefig(path, dpi=200, metadata={"Date": None} if dated else None)
+        # Dates would make two drawings of one figure differ.
+        figure.savefig(path, dpi=200, metadata=undated)
 
 
 def _write_page(
