@@ -14,7 +14,7 @@ from torch import nn
 
 import rheostat as rh
 from rheostat_recipes.models.resnet import load_published, resnet44
-from rheostat_recipes.run import Recipe, Result, Run, finish, hardware, write_json
+from rheostat_recipes.run import Loader, Recipe, Result, Run, finish, hardware, write_json
 from rheostat_recipes.task import CIFAR10, IMAGENETTE, RESNET18, Task
 from rheostat_recipes.uniform import alone, published
 
@@ -210,7 +210,7 @@ def _individual(recipe: str, run: Run, task: Task, family: Family) -> Result:
     return alone(recipe, run, task, SHORTCUT, _subnets(run, task, family, train))
 
 
-def _background(run: Run, task: Task, train: rh.ImageLoader) -> nn.Module:
+def _background(run: Run, task: Task, train: Loader) -> nn.Module:
     """The trained model that subnets are sampled from."""
     graph = rh.trace(task.fresh(run, SHORTCUT), task.example(run))
     net = rh.Supernet(graph, rh.uniform(graph, (1.0,))).to(run.device())
@@ -218,7 +218,7 @@ def _background(run: Run, task: Task, train: rh.ImageLoader) -> nn.Module:
     return net.extract(-1)
 
 
-def _subnets(run: Run, task: Task, family: Family, train: rh.ImageLoader) -> Sequence[rh.Subnet]:
+def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh.Subnet]:
     """Sample once, and keep what was found, and when."""
     own = run.part(f"{task.name}_subnets")
     path = own.out / f"subnets-{family.name}.json"

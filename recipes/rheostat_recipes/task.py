@@ -11,8 +11,9 @@ from torch import nn
 
 import rheostat as rh
 from rheostat_recipes.data import Images
+from rheostat_recipes.files import ImageFiles
 from rheostat_recipes.models.resnet import resnet18, resnet20, resnet50
-from rheostat_recipes.run import Run, loaders
+from rheostat_recipes.run import Loader, Run, file_loaders, loaders
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Task:
         classes and a shortcut of `models.resnet`.
     shape, smoke_shape: (C, H, W) of an input, and of the enlarged digits of a smoke run.
     epochs, batch_size, crop: of its training, with Nesterov SGD at rate 0.1 that falls to 0 in a cosine. The papers do
-        not give these; slimmable networks train ImageNet 100 epochs in batches of 256, in three steps of rate.
+        not give these; slimmable networks train ImageNet 100 epochs in batches of 256, in three steps of rate. Images
+        in files are cut out at random places and sizes, the others padded by `crop` first.
     """
 
     name: str
@@ -36,11 +38,13 @@ class Task:
     batch_size: int
     crop: int
 
-    def loaders(self, run: Run) -> tuple[Images, rh.ImageLoader, rh.ImageLoader]:
+    def loaders(self, run: Run) -> tuple[Images, Loader, Loader]:
         """Return the data, and the loaders of training and test."""
         images = run.images(self.data, self.smoke_shape)
-        own = {"batch_size": self.batch_size, "crop": self.crop}
-        return images, *loaders(images, run, **own, flip=True, channels_last=True)
+        if isinstance(images.train_images, ImageFiles):
+            return images, *file_loaders(images, run, batch_size=self.batch_size)
+        size = {"batch_size": self.batch_size, "crop": self.crop}
+        return images, *loaders(images, run, **size, flip=True, channels_last=True)
 
     def example(self, run: Run) -> torch.Tensor:
         """Return one input of zeros."""
@@ -60,8 +64,8 @@ class Task:
         self,
         run: Run,
         net: rh.Supernet,
-        train: rh.ImageLoader,
-        test: rh.ImageLoader | None,
+        train: Loader,
+        test: Loader | None,
         epochs: int | None = None,
         teacher: nn.Module | None = None,
         sandwich: bool = False,
