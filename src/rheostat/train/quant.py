@@ -53,7 +53,7 @@ from rheostat.program import (
 )
 from rheostat.spec import ArtifactError, Quant
 from rheostat.train import checkpoint as checkpoints
-from rheostat.train.fit import _batches, _num_steps, _seeded
+from rheostat.train.fit import _batches, _num_steps, _rate, _seeded
 from rheostat.train.lower import lower
 from rheostat.train.supernet import Supernet
 
@@ -214,7 +214,7 @@ def finetune(
     The forward pass rounds weights and values as the integers will be; gradients pass the rounding straight through and
     stop where a value is clamped. Activation ranges and norm statistics stay as they are at the start. A tenth of the
     epochs of training at a tenth of its learning rate is enough, where rounding costs more than 0.3 points. SGD with
-    momentum 0.9, loss summed over the subnets. Changes `net` in place.
+    momentum 0.9, the rate falling to 0 in a cosine, the loss summed over the subnets. Changes `net` in place.
 
     checkpoint, resume, seed: as in `fit`; to resume, give the same float network as the first time.
 
@@ -240,7 +240,8 @@ def finetune(
     for epoch in range(first, epochs):
         total = torch.zeros((), device=device)
         with _seeded(seed, epoch, device):
-            for x, y in _batches(loader, steps, seed, epoch):
+            for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
+                optimizer.param_groups[0]["lr"] = lr * _rate(epoch * steps + step, epochs * steps, 0)
                 state = net.state_dict() | dict(net.named_parameters())
                 tensors = _rounded_weights(program, state, bits.bits_weights)
                 loss = torch.zeros((), device=device)
