@@ -71,7 +71,7 @@ def test_the_artifact_is_the_first_seeds_that_is_there(tmp_path: Path) -> None:
     ],
 )
 def test_networks_are_those_of_the_recipes(recipe: str, classes: int, shortcut: bool) -> None:
-    network = figures.network(recipe)
+    network = figures.network(recipe).eval()
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, classes)
     assert any(".shortcut." in name for name in network.state_dict()) == shortcut
 
