@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_verbs() -> None:
     text = invoke("--help")
     assert text == invoke()
-    for verb in ("demo", "train", "eval", "quantize", "inspect", "bench", "export", "table"):
+    for verb in ("demo", "train", "eval", "quantize", "inspect", "bench", "export", "table", "figure"):
         assert f" {verb} " in text
     assert "│ dial " not in text
 
@@ -207,11 +207,88 @@ def test_table() -> None:
     for words in ("S-NN", "0.75x", "88.4 / ", "Yang and Fan"):
         assert words in text
     cells = json.loads(invoke("table", "pruning", 1, "--json"))
-    keys = {"row", "column", "paper", "ours", "unit", "seeds", "spread", "commit", "hardware", "note"}
+    keys = {
+        *("row", "column", "paper", "ours", "unit", "seeds", "spread", "commit", "hardware", "note", "recipe")
+    }
     assert all(set(cell) == keys for cell in cells)
     (cell,) = (cell for cell in cells if (cell["row"], cell["column"]) == ("irregular", "SST-2"))
     assert (cell["paper"], cell["unit"]) == (89.3, "%")
     assert "subnet 4 Individual" in invoke("table", "dynamic", 3)
+
+
+def test_table_says_what_is_missing_and_how_to_run_it(tmp_path: Path) -> None:
+    text = invoke("table", "dynamic", 5, "--seeds", "0,2")
+    assert "resnet20_cifar10_distill32, seed 0, 2\n" in text
+    assert "rheostat table dynamic 5 --run --data DIR --seeds 0,2\n" in text
+    for recipe in ("distill20", "distill32", "distill"):
+        subnets = [{"name": w, "accuracy": 0.8} for w in ("0.25", "0.5", "0.75", "1.0")]
+        record = {"recipe": f"resnet20_cifar10_{recipe}", "seed": 0, "subnets": subnets}
+        record |= {"commit": "abc", "hardware": "a machine", "smoke": False}
+        (tmp_path / f"{recipe}.json").write_text(json.dumps(record))
+    assert "Not run" not in invoke("table", "dynamic", 5, "--results", tmp_path)
+    # Nothing to run: nothing runs.
+    assert invoke("table", "dynamic", 5, "--results", tmp_path, "--run").count("80") == 12
+
+
+def test_table_runs_what_is_missing_and_hides_no_failure(tmp_path: Path) -> None:
+    """Without ImageNet every run of Table 2 fails; all are tried, and the table is still shown."""
+    flags = ["table", "dynamic", "2", "--run", "--data", str(tmp_path), "--results", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, flags, env=WIDE)
+    assert done.exit_code == 1
+    recipes = ["resnet50_imagenet_snn_individual", "resnet50_imagenet_snn", "resnet50_imagenet_distill"]
+    for number, recipe in enumerate(recipes, 1):
+        assert f"{number} of 3: {recipe}, seed 0" in done.stdout
+        assert f"rheostat: failed: {recipe}, seed 0: " in done.stderr
+    assert "76.1 / –" in done.stdout and "Not run yet:" in done.stdout
+    done = CliRunner().invoke(app, [*flags, "--json"], env=WIDE)
+    assert done.exit_code == 1
+    assert len(json.loads(done.stdout)) == 16
+
+
+@pytest.fixture
+def pretended(trained: Path, tmp_path: Path) -> Path:
+    """Results of the figures' recipes, all with the digits' artifact."""
+    (tmp_path / "net.safetensors").write_bytes(trained.read_bytes())
+    subnets = [asdict(info) for info in artifact.read_program(trained).subnets]
+    recipes = ("snn", "multi_path", "nine", "nine_uniform")
+    for seed, recipe in enumerate((*recipes, "nine")):
+        record = {"recipe": f"resnet20_cifar10_{recipe}", "seed": seed, "subnets": subnets}
+        record |= {"artifact": "net.safetensors", "smoke": False}
+        (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [4, 6, 7])
+def test_figure(number: int, pretended: Path, tmp_path: Path) -> None:
+    flags = ["figure", "dynamic", number, "--out", tmp_path / "figure.svg", "--results", pretended]
+    numbers = json.loads(invoke(*flags, "--json"))
+    program = artifact.read_program(pretended / "net.safetensors")
+    shares = [info.accuracy for info in program.subnets]
+    if number == 4:
+        assert list(numbers) == ["ResNet-20 on CIFAR-10, Ours-M"]
+        assert numbers["ResNet-20 on CIFAR-10, Ours-M"]["conv1"] == [6, 12, 18, 24]
+    elif number == 6:
+        cpu = numbers["ResNet-20 on CIFAR-10, CPU, 1 image"]
+        assert [curve["name"] for curve in cpu] == ["S-NN", "Ours-M"]
+        assert all(curve["accuracy"] == shares and min(curve["cost"]) > 0 for curve in cpu)
+    else:
+        (curves,) = numbers.values()
+        assert [curve["name"] for curve in curves] == ["S-NN", "Ours-M"]
+        assert curves[1]["cost"] == [info.macs / 1e6 for info in program.subnets]
+        assert curves[1]["accuracy"] == pytest.approx(shares)
+    assert (tmp_path / "figure.svg").read_text(encoding="utf-8").startswith("<?xml")
+    text = invoke(*flags)
+    assert f"{tmp_path / 'figure.svg'}: ResNet-20 on CIFAR-10" in text
+    assert ("resnet20_cifar10_group_lasso, seed 0" in text) == (number == 4)
+
+
+def test_figure_without_results(tmp_path: Path) -> None:
+    text = invoke("figure", "dynamic", 7, "--out", tmp_path / "figure.svg")
+    assert "nothing to draw yet" in text
+    assert "rheostat figure dynamic 7 --out" in text
+    assert not (tmp_path / "figure.svg").exists()
+    assert "got dynamic 3; want one of: dynamic 4, " in mistake("figure", "dynamic", 3, "--out", "a.svg")
+    assert "--seeds: got '1-3'; want numbers" in mistake("table", "dynamic", 1, "--seeds", "1-3")
 
 
 def test_dial_never_imports_torch(trained: Path, tmp_path: Path) -> None:

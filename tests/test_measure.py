@@ -8,7 +8,32 @@ import numpy as np
 import pytest
 
 from rheostat import measure
-from rheostat.measure import calibrate, latency
+from rheostat.measure import accuracy, calibrate, latency
+
+
+class Answers:
+    """An engine of two subnets: the first answers with the sign of the input, the second as it should."""
+
+    active, subnets = 1, ("0.5", "1.0")
+
+    def select(self, index: int) -> None:
+        self.active = index
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        chosen = (x[:, 0] > 0) if self.active == 0 else x[:, 1]
+        return np.eye(2)[chosen.astype(int)]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_accuracy_counts_every_sample_once(batch: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, 53)
+    x = np.stack([np.random.default_rng(1).standard_normal(53), labels], 1)
+    engine: Any = Answers()
+    batches = ((x[i : i + batch], labels[i : i + batch]) for i in range(0, 53, batch))
+    assert accuracy(engine, batches) == [np.mean((x[:, 0] > 0) == labels), 1.0]
+    assert engine.active == 1
+    with pytest.raises(ValueError, match="got no samples"):
+        accuracy(engine, [])
 
 
 class Clock:

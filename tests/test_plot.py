@@ -16,7 +16,19 @@ import torch
 import rheostat as rh
 from cases import CASES
 from rheostat.artifact import read_program
-from rheostat.plot import Turn, accuracy_latency, channels, dial, layers, report, residuals
+from rheostat.plot import (
+    Curve,
+    Turn,
+    accuracy_latency,
+    channels,
+    channels_of,
+    curves,
+    dial,
+    layers,
+    report,
+    residuals,
+    save,
+)
 from rheostat.program import Program
 from rheostat.train.admm import Update
 
@@ -74,6 +86,45 @@ def test_channels_are_bars_within_bars(program: Program) -> None:
     large, small = ([bar.get_height() for bar in container] for container in axes.containers)
     assert large == [kept[1] for _, kept in rows]
     assert small == [kept[0] for _, kept in rows]
+
+
+def test_panels_of_channels_have_their_own_layers_and_titles(program: Program) -> None:
+    figure = channels_of({"both": program, "largest": replace(program, ops=None)})
+    both, groups = figure.axes
+    assert [axes.get_title(loc="left") for axes in (both, groups)] == ["both", "largest"]
+    assert [bar.get_height() for bar in both.containers[0]] == [kept[1] for _, kept in layers(program)]
+    assert [bar.get_height() for bar in groups.containers[1]] == [group.widths[0] for group in program.groups]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        channels_of({})
+
+
+def test_curves_are_lines_of_per_cent() -> None:
+    few, many = Curve("S-NN", (1.0, 4.0), (0.8, 0.9)), Curve("Ours-M", (2.0, 3.0, 5.0), (0.7, 0.8, 0.95))
+    first, second = curves({"CPU": [few, many], "GPU": [few]}, "latency, ms").axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["CPU", "GPU"]
+    assert first.get_xlabel() == "latency, ms"
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["S-NN", "Ours-M"]
+    np.testing.assert_allclose(first.lines[1].get_xydata(), [[2, 70], [3, 80], [5, 95]])
+    np.testing.assert_allclose(second.lines[0].get_xydata(), [[1, 80], [4, 90]])
+
+
+@pytest.mark.parametrize("ending", ["html", "svg", "png", "pdf"])
+def test_a_figure_is_saved_as_its_ending_says(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"figure.{ending}"
+    save(path, "Nine <subnets>", "a source & more", curves({"": [Curve("a", (1.0,), (0.5,))]}, "MACs"))
+    start = {"html": b"<!doctype html>", "svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(start)
+    if ending == "html":
+        page = Page(path.read_text(encoding="utf-8"))
+        assert "Nine <subnets>" in page.text and "a source & more" in page.text
+        assert [tag for tag, _ in page.attributes].count("img") == 1
+
+
+def test_an_ending_that_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"figure\.gif: want a name that ends in \.html, \.svg, \.png or \.pdf"
+    ):
+        save(tmp_path / "figure.gif", "", "", curves({"": [Curve("a", (1.0,), (0.5,))]}, ""))
 
 
 def test_dial_draws_every_turn() -> None:

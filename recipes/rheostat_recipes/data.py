@@ -57,6 +57,12 @@ class Images:
         scale = np.float32(255 if images.dtype == np.uint8 else 1)
         return (images.astype(np.float32) / scale - mean) / std
 
+    def test_batches(self, size: int = 250) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give the test set as the network takes it, `size` images and labels at a time."""
+        for start in range(0, len(self.test_labels), size):
+            part = slice(start, start + size)
+            yield self.normalized(self.test_images[part]), self.test_labels[part]
+
 
 def load(name: str, data_dir: str | Path | None = None, shape: tuple[int, ...] = ()) -> Images:
     """Load the data set `name`.

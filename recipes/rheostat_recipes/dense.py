@@ -157,7 +157,8 @@ def kws_dense(run: Run) -> Result:
 def squeezenext_imagenette_dense(run: Run) -> Result:
     """SqueezeNext-23 on Imagenette at 112 pixels, dense.
 
-    Command: `rheostat train squeezenext_imagenette_dense --data DIR`. Expected: not run to the end.
+    Command: `rheostat train squeezenext_imagenette_dense --data DIR`. Expected: unknown. Time: not run
+    to the end.
     """
     return _finish("squeezenext_imagenette_dense", run, squeezenext(run))
 
@@ -165,7 +166,8 @@ def squeezenext_imagenette_dense(run: Run) -> Result:
 def squeezenext_imagenet_dense(run: Run) -> Result:
     """SqueezeNext-23 on ImageNet, dense.
 
-    Command: `rheostat train squeezenext_imagenet_dense --data DIR`. Expected: 59 % (Gholami et al. 2018); never run.
+    Command: `rheostat train squeezenext_imagenet_dense --data DIR`. Expected: 59 % (Gholami et al.
+    2018). Time: never run.
     """
     return _finish("squeezenext_imagenet_dense", run, squeezenext(run, "imagenet"))
 

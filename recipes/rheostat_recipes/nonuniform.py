@@ -1,225 +1,290 @@
-"""Non-uniform subnets of ResNet-20: sampled by group Lasso, then trained together or alone (dynamic paper, Table 3).
+"""Non-uniform subnets, sampled by group Lasso, then trained together or alone (dynamic paper, Tables 3 and 4).
 
-Each recipe first trains the background model and samples the subnets, once for an output folder: give the recipe of a
-row and its `_individual` the same `--out DIR` to train both on the same subnets. `--resume` goes on where it stopped.
+Each recipe needs a trained background model and subnets sampled from it. They are made once for each seed and kept in
+`Run.shared`, where the recipe of a row and its `_individual`, and all rows of one network, find them again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
-import torch
 from torch import nn
 
 import rheostat as rh
-from rheostat_recipes.data import Images
-from rheostat_recipes.models.resnet import CifarResNet, resnet20
-from rheostat_recipes.run import Result, Run, finish, loaders
-from rheostat_recipes.uniform import WIDTHS
+from rheostat_recipes.models.resnet import load_published, resnet44
+from rheostat_recipes.run import Loader, Recipe, Result, Run, finish, hardware, write_json
+from rheostat_recipes.task import CIFAR10, IMAGENETTE, RESNET18, Task
+from rheostat_recipes.uniform import alone, published
 
 LASSO = rh.Lasso(epochs=60, lr=0.01)
 """Section 3.1: SGD with learning rate 0.01 for 60 epochs; the rest is not given."""
 
-NUM_EPOCHS = 60
+SHORTCUT = "conv1x1_all"
 
-# Multiply-accumulates of subnets 1 to 3, Table 3.
-MACS_MULTI_PATH = (2.21e6, 9.56e6, 19.75e6)
-MACS_SINGLE_PATH = (2.48e6, 9.11e6, 20.07e6)
-MACS_GROUP_LASSO = (2.71e6, 7.91e6, 22.27e6)
+
+@dataclass(frozen=True)
+class Family:
+    """How subnets are sampled.
+
+    macs: multiply-accumulates that the subnets may have, smallest first; the whole network is the last subnet.
+    paths: "single", one training for all, or "multi", one for each. free: in "multi", not inside the larger one.
+    """
+
+    name: str
+    macs: tuple[float, ...]
+    paths: str = "multi"
+    lasso: rh.Lasso = LASSO
+    free: bool = False
+
+
+MULTI_PATH = Family("multi_path", (2.21e6, 9.56e6, 19.75e6))
+SINGLE_PATH = Family("single_path", (2.48e6, 9.11e6, 20.07e6), paths="single")
+GROUP_LASSO = Family("group_lasso", (2.71e6, 7.91e6, 22.27e6), lasso=replace(LASSO, clip=None))
+FREE = Family("multi_path_free", MULTI_PATH.macs, free=True)
+# Those of the nine uniform widths from 0.25, so that both curves of Figure 7 have points at the same sizes.
+NINE = Family("nine", (2.62e6, 5.24e6, 7.87e6, 12.07e6, 15.94e6, 21.73e6, 26.84e6, 34.2e6))
+IMAGENET = Family("multi_path", (0.89e8, 3.97e8, 7.17e8))
+# The same fractions of the whole network's, which has 507.2 million at 112 pixels.
+IMAGENETTE_FAMILY = Family("multi_path", tuple(507.2e6 * macs / 19.8e8 for macs in IMAGENET.macs))
 
 
 def resnet20_cifar10_multi_path(run: Run) -> Result:
-    """ResNet-20 on CIFAR-10, one sampling run for each subnet (Table 3, Ours-M, Dynamic).
+    """ResNet-20 on CIFAR-10, one sampling run for each subnet (Table 3, Ours-M, Dynamic; Figure 4).
 
     Command: `rheostat train resnet20_cifar10_multi_path --data DIR`. Expected: 80.7, 86.3, 88.4 and 89.9 % (paper).
-    Time: not measured; the four subnets, 60 epochs of each kind of training, at most 180 of sampling.
+    Time: not run yet; background and subnets 60 epochs each, sampling at most 180.
     """
-    return _dynamic("resnet20_cifar10_multi_path", run, multi_path)
-
-
-def resnet20_cifar10_single_path(run: Run) -> Result:
-    """ResNet-20 on CIFAR-10, all subnets from one sampling run (Table 3, Ours-S, Dynamic).
-
-    Command: `rheostat train resnet20_cifar10_single_path --data DIR`. Expected: 79.5, 85.9, 88.2 and 89.9 % (paper).
-    Time: not measured; as above with at most 60 epochs of sampling.
-    """
-    return _dynamic("resnet20_cifar10_single_path", run, single_path)
-
-
-def resnet20_cifar10_group_lasso(run: Run) -> Result:
-    """ResNet-20 on CIFAR-10, sampled by plain group Lasso, without clipping (Table 3, Group Lasso, Dynamic).
-
-    Command: `rheostat train resnet20_cifar10_group_lasso --data DIR`. Expected: unknown, the paper repeats another row.
-    Time: not measured.
-    """
-    return _dynamic("resnet20_cifar10_group_lasso", run, group_lasso)
+    return _dynamic("resnet20_cifar10_multi_path", run, CIFAR10, MULTI_PATH)
 
 
 def resnet20_cifar10_multi_path_individual(run: Run) -> Result:
     """The subnets of Ours-M, each trained alone from scratch (Table 3, Ours-M, Individual).
 
     Command: `rheostat train resnet20_cifar10_multi_path_individual --data DIR`. Expected: 81.3, 87, 89.3 and 91.4 %.
+    Time: not run yet; four times 60 epochs besides the sampling.
     """
-    return _individual("resnet20_cifar10_multi_path_individual", run, multi_path)
+    return _individual("resnet20_cifar10_multi_path_individual", run, CIFAR10, MULTI_PATH)
+
+
+def resnet20_cifar10_multi_path_free(run: Run) -> Result:
+    """Ours-M with every subnet sampled from the whole network, as in the paper: masks that do not nest.
+
+    Beside `resnet20_cifar10_multi_path_nested` it says what nesting costs. Its tensors are gathered, so training is
+    slower, and there is no artifact.
+
+    Command: `rheostat train resnet20_cifar10_multi_path_free --data DIR`. Expected: 80.7, 86.3, 88.4, 89.9 % (paper).
+    Time: not run yet; as `resnet20_cifar10_multi_path`.
+    """
+    return _dynamic("resnet20_cifar10_multi_path_free", run, CIFAR10, FREE)
+
+
+def resnet20_cifar10_multi_path_nested(run: Run) -> Result:
+    """The free family of Ours-M, nested with all widths left as they are (`rh.nest`, by votes).
+
+    Command: `rheostat train resnet20_cifar10_multi_path_nested --data DIR`. Expected: unknown, not in the paper.
+    Time: not run yet; 60 epochs besides the sampling of `resnet20_cifar10_multi_path_free`.
+    """
+    return _dynamic("resnet20_cifar10_multi_path_nested", run, CIFAR10, FREE, nest=True)
+
+
+def resnet20_cifar10_single_path(run: Run) -> Result:
+    """ResNet-20 on CIFAR-10, all subnets from one sampling run (Table 3, Ours-S, Dynamic).
+
+    Command: `rheostat train resnet20_cifar10_single_path --data DIR`. Expected: 79.5, 85.9, 88.2 and 89.9 % (paper).
+    Time: not run yet; background and subnets 60 epochs each, sampling at most 60.
+    """
+    return _dynamic("resnet20_cifar10_single_path", run, CIFAR10, SINGLE_PATH)
 
 
 def resnet20_cifar10_single_path_individual(run: Run) -> Result:
     """The subnets of Ours-S, each trained alone from scratch (Table 3, Ours-S, Individual).
 
     Command: `rheostat train resnet20_cifar10_single_path_individual --data DIR`. Expected: 80.3, 86.8, 88.9, 91.4 %.
+    Time: not run yet; four times 60 epochs besides the sampling.
     """
-    return _individual("resnet20_cifar10_single_path_individual", run, single_path)
+    return _individual("resnet20_cifar10_single_path_individual", run, CIFAR10, SINGLE_PATH)
+
+
+def resnet20_cifar10_group_lasso(run: Run) -> Result:
+    """ResNet-20 on CIFAR-10, sampled by plain group Lasso, without clipping (Table 3, Group Lasso, Dynamic).
+
+    Command: `rheostat train resnet20_cifar10_group_lasso --data DIR`. Expected: unknown, the paper repeats another row.
+    Time: not run yet; as `resnet20_cifar10_multi_path`.
+    """
+    return _dynamic("resnet20_cifar10_group_lasso", run, CIFAR10, GROUP_LASSO)
 
 
 def resnet20_cifar10_group_lasso_individual(run: Run) -> Result:
     """The subnets of plain group Lasso, each trained alone from scratch (Table 3, Group Lasso, Individual).
 
     Command: `rheostat train resnet20_cifar10_group_lasso_individual --data DIR`. Expected: 76.5, 85.5, 89.1, 91.4 %.
+    Time: not run yet; four times 60 epochs besides the sampling.
     """
-    return _individual("resnet20_cifar10_group_lasso_individual", run, group_lasso)
+    return _individual("resnet20_cifar10_group_lasso_individual", run, CIFAR10, GROUP_LASSO)
 
 
-def resnet20_cifar10_snn_individual(run: Run) -> Result:
-    """The uniform subnets, each trained alone from scratch (Table 3, S-NN, Individual).
+def resnet20_cifar10_best(run: Run) -> Result:
+    """The subnets of Ours-M as good as they get: from the background's weights, 200 epochs, taught by ResNet-44.
 
-    Command: `rheostat train resnet20_cifar10_snn_individual --data DIR`. Expected: 80.1, 86.5, 89.5 and 91.3 % (paper).
+    Not a row of the paper, which trains non-uniform subnets on labels. At 2.21, 9.56, 19.75 and 42.6 million MACs one
+    set of weights should reach 82.0, 87.5, 90.0 and 91.5 %.
+
+    Command: `rheostat train resnet20_cifar10_best --data DIR`, with `resnet_cifar10/resnet44-014dd654.th` in DIR.
+    Expected: at least those. Time: not run yet; 200 epochs of about three minutes on 2 cores, besides the sampling.
     """
-    return _individual("resnet20_cifar10_snn_individual", run, None)
+    teacher = resnet44()
+    if not run.smoke:
+        folder = published("resnet20_cifar10_best", run) / "resnet_cifar10"
+        load_published(teacher, folder / "resnet44-014dd654.th")
+    images, train, test = CIFAR10.loaders(run)
+    subnets = _subnets(run, CIFAR10, MULTI_PATH, train)
+    graph = rh.trace(_background(run, CIFAR10, train).cpu(), CIFAR10.example(run))
+    net = rh.Supernet(graph, subnets).to(run.device())
+    seconds = CIFAR10.fit(run, net, train, test, epochs=200, teacher=teacher)
+    return finish("resnet20_cifar10_best", run, net, images, seconds)
 
 
-Sample = Callable[[Run, rh.ImageLoader], Any]
-"""Trains the background model and samples it: the result of `rh.single_path` or `rh.multi_path`."""
+def resnet20_cifar10_nine(run: Run) -> Result:
+    """Nine subnets of ResNet-20 on CIFAR-10, multi-path, trained by the sandwich rule (Figure 7, ours).
+
+    Command: `rheostat train resnet20_cifar10_nine --data DIR`. Expected: above `resnet20_cifar10_nine_uniform` at most
+    sizes (paper, a curve without numbers). Time: not run yet; background and subnets 60 epochs, sampling at most 480.
+    """
+    return _dynamic("resnet20_cifar10_nine", run, CIFAR10, NINE, sandwich=True)
 
 
-def multi_path(run: Run, train: rh.ImageLoader) -> Any:
-    """Sample Ours-M, each subnet inside the larger one."""
-    graph = rh.trace(_background(run, train), _example(run))
-    return rh.multi_path(graph, train, _lasso(run), macs=MACS_MULTI_PATH, **_sampling(run, "multi_path"))
+def resnet18_imagenet_multi_path(run: Run) -> Result:
+    """ResNet-18 on ImageNet, one sampling run for each subnet (Table 4, Ours-M, Dynamic; Figure 5).
+
+    Command: `rheostat train resnet18_imagenet_multi_path --data DIR`, with ImageNet as for `resnet50_imagenet_snn`.
+    Expected: 48.4, 61.8, 66.8 and 69.8 % (paper). Time: not run, for want of ImageNet and of the hardware.
+    """
+    return _dynamic("resnet18_imagenet_multi_path", run, RESNET18, IMAGENET)
 
 
-def single_path(run: Run, train: rh.ImageLoader) -> Any:
-    """Sample Ours-S."""
-    graph = rh.trace(_background(run, train), _example(run))
-    return rh.single_path(graph, train, _lasso(run), macs=MACS_SINGLE_PATH, **_sampling(run, "single_path"))
+def resnet18_imagenet_multi_path_individual(run: Run) -> Result:
+    """The subnets of Ours-M of ResNet-18, each trained alone from scratch (Table 4, Ours-M, Individual).
+
+    Command: `rheostat train resnet18_imagenet_multi_path_individual --data DIR`, as above.
+    Expected: 50.1, 62.6, 66.9 and 71.4 % (paper). Time: not run, for want of ImageNet and of the hardware.
+    """
+    return _individual("resnet18_imagenet_multi_path_individual", run, RESNET18, IMAGENET)
 
 
-def group_lasso(run: Run, train: rh.ImageLoader) -> Any:
-    """Sample the baseline without clipping."""
-    graph, plain = rh.trace(_background(run, train), _example(run)), replace(_lasso(run), clip=None)
-    return rh.multi_path(graph, train, plain, macs=MACS_GROUP_LASSO, **_sampling(run, "group_lasso"))
+def resnet18_imagenette_multi_path(run: Run) -> Result:
+    """ResNet-18 on Imagenette at 112 pixels: a stand-in for Table 4, Ours-M, Dynamic, and for Figure 5.
+
+    Command: `rheostat train resnet18_imagenette_multi_path --data DIR`. Expected: unknown, it is another task than the
+    paper's. Time: not run; 60 epochs of 9,469 images for each training would take two cores days.
+    """
+    return _dynamic("resnet18_imagenette_multi_path", run, IMAGENETTE, IMAGENETTE_FAMILY)
 
 
-def _dynamic(recipe: str, run: Run, sample: Sample) -> Result:
+def resnet18_imagenette_multi_path_individual(run: Run) -> Result:
+    """The subnets of Ours-M of ResNet-18 on Imagenette, each alone: a stand-in for Table 4, Ours-M, Individual.
+
+    Command: `rheostat train resnet18_imagenette_multi_path_individual --data DIR`. Expected: unknown. Time: not run.
+    """
+    return _individual("resnet18_imagenette_multi_path_individual", run, IMAGENETTE, IMAGENETTE_FAMILY)
+
+
+def _dynamic(
+    recipe: str, run: Run, task: Task, family: Family, *, nest: bool = False, sandwich: bool = False
+) -> Result:
     """Sample, then train all subnets together from scratch."""
-    images, train, test = _data(run)
-    subnets = _subnets(run, sample, train)
-    net = rh.Supernet(rh.trace(_fresh(run), torch.zeros(1, 3, 32, 32)), subnets).to(run.device())
-    seconds = _fit(run, net, train, test)
+    images, train, test = task.loaders(run)
+    subnets = _subnets(run, task, family, train)
+    graph = rh.trace(task.fresh(run, SHORTCUT), task.example(run))
+    if nest:
+        subnets = rh.nest(graph, subnets, by="votes").subnets
+    net = rh.Supernet(graph, subnets).to(run.device())
+    seconds = task.fit(run, net, train, test, sandwich=sandwich)
     return finish(recipe, run, net, images, seconds)
 
 
-def _individual(recipe: str, run: Run, sample: Sample | None) -> Result:
-    """Train every subnet alone, from the same fresh weights; one result each, in folders of their own."""
-    images, train, test = _data(run)
-    graph = rh.trace(_fresh(run, "stock" if sample is None else "conv1x1_all"), torch.zeros(1, 3, 32, 32))
-    subnets = rh.uniform(graph, WIDTHS) if sample is None else _subnets(run, sample, train)
-    results = []
-    for subnet in subnets:
-        own = replace(run, out=run.out / subnet.name)
-        net = rh.Supernet(graph, [subnet]).to(run.device())
-        seconds = _fit(own, net, train, test)
-        results.append(finish(recipe, own, net, images, seconds))
-    return results[-1]
+def _individual(recipe: str, run: Run, task: Task, family: Family) -> Result:
+    """Sample, then train every subnet alone."""
+    _, train, _ = task.loaders(run)
+    return alone(recipe, run, task, SHORTCUT, _subnets(run, task, family, train))
 
 
-def _data(run: Run) -> tuple[Images, rh.ImageLoader, rh.ImageLoader]:
-    images = run.images("cifar10", (3, 32, 32))
-    return images, *loaders(images, run, batch_size=128, crop=4, flip=True, channels_last=True)
-
-
-def _fresh(run: Run, shortcut: str = "conv1x1_all") -> CifarResNet:
-    torch.manual_seed(run.seed)
-    return resnet20(shortcut=shortcut)
-
-
-def _example(run: Run) -> torch.Tensor:
-    return torch.zeros(1, 3, 32, 32, device=run.device())
-
-
-def _background(run: Run, train: rh.ImageLoader) -> nn.Module:
+def _background(run: Run, task: Task, train: Loader) -> nn.Module:
     """The trained model that subnets are sampled from."""
-    graph = rh.trace(_fresh(run), torch.zeros(1, 3, 32, 32))
+    graph = rh.trace(task.fresh(run, SHORTCUT), task.example(run))
     net = rh.Supernet(graph, rh.uniform(graph, (1.0,))).to(run.device())
-    own = replace(run, out=run.out / "background")
-    _fit(own, net, train, None)
+    task.fit(run.part(f"{task.name}_background"), net, train, None)
     return net.extract(-1)
 
 
-def _lasso(run: Run) -> rh.Lasso:
-    # In a smoke run a step shrinks a filter by more than its norm, so that two epochs come to every target.
-    return replace(LASSO, epochs=2, shrink=100.0) if run.smoke else LASSO
-
-
-def _sampling(run: Run, name: str) -> dict[str, Any]:
-    folder = replace(run, out=run.out / f"sampling-{name}")
-    precision = "float32" if run.smoke else "bfloat16"
-    return {
-        "checkpoint": folder.checkpoint(),
-        "resume": run.resume,
-        "seed": run.seed,
-        "precision": precision,
-        "channels_last": True,
-    }
-
-
-def _subnets(run: Run, sample: Sample, train: rh.ImageLoader) -> Sequence[rh.Subnet]:
-    """Sample once for an output folder, and keep what was found, and when, beside the results."""
-    path = run.out / f"subnets-{sample.__name__}.json"
+def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh.Subnet]:
+    """Sample once, and keep what was found, and when."""
+    own = run.part(f"{task.name}_subnets")
+    path = own.out / f"subnets-{family.name}.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))["subnets"]
         return [
             rh.Subnet(s["name"], tuple(s["widths"]), s["units"] and tuple(map(tuple, s["units"])))
             for s in found
         ]
-    sampled = sample(run, train)
+    graph = rh.trace(_background(run, task, train), task.example(run).to(run.device()))
+    # In a smoke run a step shrinks a filter by more than its norm, so that two epochs come to every target.
+    lasso = replace(family.lasso, epochs=2, shrink=100.0) if run.smoke else family.lasso
+    macs, checkpoint = task.macs(run, family.macs), replace(own, out=own.out / family.name).checkpoint()
+    precision = "float32" if run.smoke else "bfloat16"
+    if family.paths == "single":
+        sampled = rh.single_path(
+            graph,
+            train,
+            lasso,
+            macs=macs,
+            precision=precision,
+            channels_last=True,
+            checkpoint=checkpoint,
+            resume=True,
+            seed=run.seed,
+        )
+    else:
+        sampled = rh.multi_path(
+            graph,
+            train,
+            lasso,
+            macs=macs,
+            inside_previous=not family.free,
+            precision=precision,
+            channels_last=True,
+            checkpoint=checkpoint,
+            resume=True,
+            seed=run.seed,
+        )
     record = {
         "subnets": [asdict(subnet) for subnet in sampled],
         "snapshots": [asdict(snapshot) for snapshot in sampled.snapshots],
         "seconds": sampled.seconds,
+        "task": task.name,
+        "family": family.name,
+        "seed": run.seed,
+        "smoke": run.smoke,
+        "hardware": hardware(run.device()),
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(path, record)
     return sampled
 
 
-def _fit(run: Run, net: rh.Supernet, train: rh.ImageLoader, test: rh.ImageLoader | None) -> list[float]:
-    """METHODS 4.7: Nesterov SGD, rate 0.1, cosine."""
-    history = rh.fit(
-        net,
-        train,
-        epochs=run.epochs(NUM_EPOCHS),
-        lr=0.1,
-        weight_decay=1e-4,
-        warmup=1,
-        precision="float32" if run.smoke else "bfloat16",
-        compile=not run.smoke,
-        channels_last=True,
-        validation=test,
-        checkpoint=run.checkpoint(),
-        resume=run.resume,
-        seed=run.seed,
-    )
-    return [epoch.seconds for epoch in history]
-
-
-RECIPES = (
+RECIPES: tuple[Recipe, ...] = (
     resnet20_cifar10_multi_path,
     resnet20_cifar10_multi_path_individual,
+    resnet20_cifar10_multi_path_free,
+    resnet20_cifar10_multi_path_nested,
     resnet20_cifar10_single_path,
     resnet20_cifar10_single_path_individual,
     resnet20_cifar10_group_lasso,
     resnet20_cifar10_group_lasso_individual,
-    resnet20_cifar10_snn_individual,
+    resnet20_cifar10_best,
+    resnet20_cifar10_nine,
+    resnet18_imagenette_multi_path,
+    resnet18_imagenette_multi_path_individual,
+    resnet18_imagenet_multi_path,
+    resnet18_imagenet_multi_path_individual,
 )

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Run:
     out: directory for the artifact, the result and the checkpoint; made when it does not exist.
     data_dir: data sets and published weights; None for Hugging Face `datasets`.
     smoke: a minute instead of hours: enlarged digits stand in for the data, two epochs for the training.
+    shared: directory of what several recipes build on, each part in PART-SEED; None for `out`.
     """
 
     out: Path
@@ -35,6 +36,11 @@ class Run:
     smoke: bool = False
     resume: bool = False
     seed: int = 0
+    shared: Path | None = None
+
+    def part(self, name: str) -> Run:
+        """Return the run of something that several recipes build on; whatever is there already is gone on from."""
+        return replace(self, out=(self.shared or self.out) / f"{name}-{self.seed}", resume=True)
 
     def images(self, name: str, shape: tuple[int, int, int]) -> Images:
         """Load the data set, or in a smoke run some digits of its shape."""
@@ -59,12 +65,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind: the artifact and the JSON beside it."""
+    """What a run left behind: the artifact, None for subnets that do not nest, and the JSON beside it."""
 
-    artifact: Path
+    artifact: Path | None
     record: Path
 
 
+Recipe = Callable[[Run], Result]
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -158,13 +165,20 @@ def one_thread() -> Iterator[None]:
 
 def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Sequence[float]) -> Result:
     """Write the artifact and the result of a trained supernet whose accuracies are recorded; `seconds` per epoch."""
-    flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
-    command = f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
-    artifact, record = run.out / f"{recipe}.safetensors", run.out / f"{recipe}-seed{run.seed}.json"
+    artifact = run.out / f"{recipe}.safetensors" if net.nested else None
     run.out.mkdir(parents=True, exist_ok=True)
-    provenance = {
+    net.cpu()
+    if artifact is not None:
+        rh.save(net, artifact, provenance=provenance(recipe, run, images))
+    sparsity = [_sparsity(net, k) for k in range(len(net))] if net.levels else None
+    return put_down(recipe, run, net.infos, images, len(seconds), sum(seconds), artifact, sparsity=sparsity)
+
+
+def provenance(recipe: str, run: Run, images: Images) -> dict[str, str | int]:
+    """Return what an artifact says about its training."""
+    return {
         "recipe": recipe,
-        "command": command,
+        "command": command(recipe, run),
         "seed": run.seed,
         "commit": commit() or "unknown",
         "data": images.name,
@@ -172,20 +186,34 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
         "mean": " ".join(map(str, images.mean)),
         "std": " ".join(map(str, images.std)),
     }
-    rh.save(net.cpu(), artifact, provenance=provenance)
+
+
+def put_down(
+    recipe: str,
+    run: Run,
+    infos: Sequence[rh.SubnetInfo],
+    images: Images,
+    epochs: int,
+    seconds: float,
+    artifact: Path | None,
+    note: str = "",
+    sparsity: Sequence[float] | None = None,
+) -> Result:
+    """Write the result of a run, which the tables read; `sparsity` of each subnet where weights were pruned."""
     result = {
         "recipe": recipe,
-        "command": command,
+        "command": command(recipe, run),
         "seed": run.seed,
         "commit": commit(),
         "hardware": hardware(run.device()),
         "data": images.name,
         "smoke": run.smoke,
         "num_test_images": len(images.test_labels),
-        "epochs": len(seconds),
-        "seconds": round(sum(seconds), 1),
+        "epochs": epochs,
+        "seconds": round(seconds, 1),
         "torch": str(torch.__version__),
-        "artifact": artifact.name,
+        "artifact": artifact and artifact.name,
+        "note": note,
         "subnets": [
             {
                 "name": info.name,
@@ -194,11 +222,12 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
                 "size_bytes": info.size_bytes,
                 "accuracy": info.accuracy,
             }
-            | ({"sparsity": _sparsity(net, k)} if net.levels else {})
-            for k, info in enumerate(net.infos)
+            | ({} if sparsity is None else {"sparsity": sparsity[k]})
+            for k, info in enumerate(infos)
         ],
     }
-    record.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    record = run.out / f"{recipe}-seed{run.seed}.json"
+    write_json(record, result)
     return Result(artifact, record)
 
 
@@ -206,6 +235,20 @@ def _sparsity(net: rh.Supernet, k: int) -> float:
     """The fraction of the pruned parameters' weights that subnet `k` has not."""
     levels = net.levels.values()
     return 1 - sum(int((level <= k).sum()) for level in levels) / sum(level.numel() for level in levels)
+
+
+def command(recipe: str, run: Run) -> str:
+    """Return the command that repeats a run."""
+    flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
+    return f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file by `value`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def commit() -> str | None:

@@ -110,7 +110,8 @@ def kws_levels_high(run: Run) -> Result:
 def squeezenext_imagenette_levels(run: Run) -> Result:
     """SqueezeNext-23 on Imagenette at 112 pixels, staged, single weights: stands in for Table 2's ImageNet row.
 
-    Command: `rheostat train squeezenext_imagenette_levels --data DIR`. Expected: not run.
+    Command: `rheostat train squeezenext_imagenette_levels --data DIR`. Expected: unknown, not run yet.
+    Time: 140 epochs, not measured; hours on 2 cores.
     """
     return _levels("squeezenext_imagenette_levels", run, squeezenext, SQUEEZENEXT, rh.Element(), 1e-3, 20)
 
@@ -119,7 +120,7 @@ def squeezenext_imagenet_levels(run: Run) -> Result:
     """SqueezeNext-23 on ImageNet, staged, single weights (Table 2, SqNxt-23).
 
     Command: `rheostat train squeezenext_imagenet_levels --data DIR`. Expected: the paper's 73.8, 75.02 and 77.36 % can
-    only be top-5; the dense network has 59 % top-1. Never run.
+    only be top-5; the dense network has 59 % top-1. Time: never run; days on one GPU.
     """
 
     def train(run: Run) -> Dense:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ HERE = Path(__file__).parent
 class Cell:
     """One number of a paper's table and ours, the mean over seeds, or None where nothing was measured.
 
-    row, column: the paper's own labels. spread: largest minus smallest over the seeds, None for fewer than two.
+    row, column: the paper's own labels. paper: None in rows of ours that the paper does not have. spread: largest minus
+    smallest over the seeds, None for fewer than two. recipe: what measures it, None for nothing.
     """
 
     row: str
     column: str
-    paper: float
+    paper: float | None
     ours: float | None
     unit: str
     seeds: int
@@ -28,16 +29,21 @@ class Cell:
     commit: str | None
     hardware: str | None
     note: str
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper: its title, where it stands, what to know when reading it, and its cells row by row."""
+    """A table of a paper: its title, where it stands, what to know when reading it, and its cells row by row.
+
+    needs: of each recipe that measures something in it, the (subnet, quantity) pairs that the table shows.
+    """
 
     title: str
     source: str
     note: str
     cells: tuple[Cell, ...]
+    needs: Mapping[str, frozenset[tuple[str, str]]]
 
 
 def names() -> list[tuple[str, int]]:
@@ -61,31 +67,86 @@ def load_table(paper: str, number: int, results_dir: Path | None = None) -> Tabl
     if (paper, number) not in names():
         tables = ", ".join(f"{p} {n}" for p, n in names())
         raise ValueError(f"table: got {paper} {number}; want one of: {tables}")
-    if results_dir is not None and not results_dir.is_dir():
-        raise ValueError(f"{results_dir}: no such directory; want one with results of rheostat train")
+    results = load_results(results_dir)
     expected = json.loads((HERE / "expected" / f"{paper}{number}.json").read_text(encoding="utf-8"))
-    results = _results(results_dir or HERE / "results")
+    recipes = dict.fromkeys(cell["recipe"] for cell in expected["cells"] if "recipe" in cell)
     cells = tuple(
         _cell(cell, [r for r in results if r["recipe"] == cell.get("recipe")]) for cell in expected["cells"]
     )
-    return Table(expected["title"], expected["source"], expected["note"], cells)
+    needs = {
+        recipe: frozenset(
+            (c["subnet"], c["quantity"]) for c in expected["cells"] if c.get("recipe") == recipe
+        )
+        for recipe in recipes
+    }
+    notes = [expected["note"]]
+    if any("_path" in recipe for recipe in recipes):
+        notes += sampling_times(results_dir)
+    return Table(expected["title"], expected["source"], "; ".join(filter(None, notes)), cells, needs)
 
 
-def _results(folder: Path) -> list[dict[str, Any]]:
-    results = []
-    for path in sorted(folder.rglob("*.json")):
+def missing(
+    needs: Mapping[str, Collection[tuple[str, str]]],
+    results_dir: Path | None = None,
+    seeds: Sequence[int] = (0,),
+) -> list[tuple[str, int]]:
+    """List every recipe and seed whose results do not hold all that it is needed for.
+
+    needs: of a `Table` or a `Figure`. Raises what `load_table` raises.
+
+    >>> missing({"lenet5_mnist": {("0.25", "accuracy"), ("1.0", "macs")}}, seeds=(0, 1))
+    [('lenet5_mnist', 1)]
+    """
+    found: dict[tuple[str, int], set[tuple[str, str]]] = {}
+    for result in load_results(results_dir):
+        have = {(s["name"], key) for s in result["subnets"] for key, value in s.items() if value is not None}
+        found.setdefault((result["recipe"], result["seed"]), set()).update(have)
+    return [
+        (recipe, seed)
+        for seed in seeds
+        for recipe, wanted in needs.items()
+        if (recipe, seed) not in found or set(wanted) - found[recipe, seed]
+    ]
+
+
+def sampling_times(results_dir: Path | None = None) -> list[str]:
+    """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for record, _ in _json_files(results_dir or HERE / "results", "subnets-*.json"):
+        if not record.get("smoke"):
+            seconds.setdefault((record["task"], record["family"]), []).append(record["seconds"])
+    means = {key: sum(values) / len(values) for key, values in seconds.items()}
+    return [
+        f"{task}: multi-path sampling took {multi:.0f} s, {multi / means[task, 'single_path']:.2f} times as long as "
+        f"single-path ({means[task, 'single_path']:.0f} s); the paper says about 2.75 times"
+        for (task, family), multi in means.items()
+        if family == "multi_path" and (task, "single_path") in means
+    ]
+
+
+def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
+    """Read every result in `results_dir` and its subdirectories, or the kept ones; "path" is where it lies.
+
+    Raises ValueError for a directory that does not exist and for a file that is not JSON.
+    """
+    if results_dir is not None and not results_dir.is_dir():
+        raise ValueError(f"{results_dir}: no such directory; want one with results of rheostat train")
+    return [
+        {**result, "path": path}
+        for result, path in _json_files(results_dir or HERE / "results", "*.json")
+        # A smoke run trained on something else: its numbers belong in no table.
+        if isinstance(result, dict)
+        and {"recipe", "subnets", "seed"} <= result.keys()
+        and not result.get("smoke")
+    ]
+
+
+def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
+    for path in sorted(folder.rglob(pattern)):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            yield json.loads(path.read_text(encoding="utf-8")), path
         except ValueError as error:
             raise ValueError(f"{path}: not JSON ({error}); want a result of rheostat train") from None
-        # A smoke run trained on something else: its numbers belong in no table.
-        if (
-            isinstance(result, dict)
-            and {"recipe", "subnets", "seed"} <= result.keys()
-            and not result.get("smoke")
-        ):
-            results.append(result)
-    return results
 
 
 def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
@@ -99,7 +160,7 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     return Cell(
         row=cell["row"],
         column=cell["column"],
-        paper=cell["paper"],
+        paper=cell.get("paper"),
         ours=round(sum(numbers) / len(numbers), 2) if numbers else None,
         unit=cell["unit"],
         seeds=len(numbers),
@@ -107,6 +168,7 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
         commit=_joined(result["commit"] for _, result in measured.values()),
         hardware=_joined(result["hardware"] for _, result in measured.values()),
         note=cell.get("note", ""),
+        recipe=cell.get("recipe"),
     )
 
 

@@ -15,7 +15,7 @@ from rheostat.cost import cost
 
 if TYPE_CHECKING:
     from rheostat.energy import Memory, switch_cost
-    from rheostat.measure import calibrate, latency
+    from rheostat.measure import accuracy, calibrate, latency
     from rheostat.run.engine import Engine
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
     from rheostat.run.policy import (
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from rheostat.train.lower import save
     from rheostat.train.masks import Levels, cubic, levels, magnitude, mask
     from rheostat.train.nested import fit_nested
-    from rheostat.train.quant import quantize
+    from rheostat.train.quant import finetune, quantize
     from rheostat.train.sample import nest, uniform
     from rheostat.train.slim import slim
     from rheostat.train.supernet import Supernet
@@ -90,6 +90,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "SubnetInfo",
     "Supernet",
     "SystemGovernor",
+    "accuracy",
     "admm",
     "arrival_rate",
     "calibrate",
@@ -98,6 +99,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "cubic",
     "evaluate",
     "export_onnx",
+    "finetune",
     "fit",
     "fit_nested",
     "gradual",
@@ -151,6 +153,7 @@ _HOMES = {
     "SubnetInfo": "rheostat.spec",
     "Supernet": "rheostat.train.supernet",
     "SystemGovernor": "rheostat.run.governor",
+    "accuracy": "rheostat.measure",
     "admm": "rheostat.train.admm",
     "arrival_rate": "rheostat.run.policy",
     "calibrate": "rheostat.measure",
@@ -158,6 +161,7 @@ _HOMES = {
     "cubic": "rheostat.train.masks",
     "evaluate": "rheostat.train.fit",
     "export_onnx": "rheostat.train.export",
+    "finetune": "rheostat.train.quant",
     "fit": "rheostat.train.fit",
     "fit_nested": "rheostat.train.nested",
     "gradual": "rheostat.train.admm",

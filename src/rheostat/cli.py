@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 try:
     import typer
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
@@ -24,9 +23,11 @@ except ModuleNotFoundError as error:
 from rheostat.spec import ArtifactError, SubnetInfo
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
     from rheostat.program import Program
-    from rheostat.run.engine import Engine
     from rheostat_recipes.data import Images
+    from rheostat_recipes.figures import Figure
 
 # Import name of an optional library -> the extra that brings it.
 EXTRAS = {
@@ -37,6 +38,8 @@ EXTRAS = {
     "sklearn": "demo",
     "torch": "train",
 }
+# Where runs go, RECIPE-SEED in it, and what they share.
+RUNS = Path("rheostat-runs")
 # Typer brings its own copy of click, or uses the installed one, depending on its version.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -122,6 +125,7 @@ def demo(
     console.rule("1  Train four widths on one set of weights", align="left")
     with _stdout_for_json_only(as_json):
         artifact = digits(run).artifact
+    assert artifact is not None, "uniform subnets nest"
     checkpoint.unlink(missing_ok=True)
 
     console.rule("2  Measure them in the engine", align="left")
@@ -212,12 +216,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
-    from rheostat.artifact import read_program
-    from rheostat_recipes import dense, nonuniform, one_network, shared_weights, uniform
+    from rheostat_recipes.queue import RECIPES
     from rheostat_recipes.run import Run
 
-    modules = (uniform, nonuniform, dense, shared_weights, one_network)
-    recipes = {function.__name__: function for module in modules for function in module.RECIPES}
+    recipes = {function.__name__: function for function in RECIPES}
     if recipe is None:
         table = Table("recipe", "what it does", box=None, header_style="bold")
         for name, function in recipes.items():
@@ -226,16 +228,17 @@ def train(
         return
     if recipe not in recipes:
         raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
-    run = Run(out or Path("rheostat-runs") / f"{recipe}-{seed}", data, smoke, resume, seed)
+    run = Run(out or RUNS / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else RUNS)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
     with _stdout_for_json_only(as_json):
         result = recipes[recipe](run)
-    infos = read_program(result.artifact).subnets
+    infos = [SubnetInfo(**subnet) for subnet in json.loads(result.record.read_text("utf-8"))["subnets"]]
     if as_json:
         _print_json([asdict(info) for info in infos])
     else:
-        _console().print(_subnet_table(infos), f"{result.artifact}\n{result.record}", sep="\n")
+        written = [str(path) for path in (result.artifact, result.record) if path is not None]
+        _console().print(_subnet_table(infos), *written, sep="\n")
 
 
 @app.command("eval")
@@ -244,16 +247,18 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of every subnet through the engine, on the data it was trained for."""
     from rheostat.artifact import read_program
+    from rheostat.measure import accuracy
     from rheostat.run.engine import Engine
 
     program = read_program(artifact)
     images = _images(artifact, program, data)
-    num, rows = len(images.test_labels), []
-    with Engine(artifact, threads=threads) as engine:
-        for index, info in enumerate(program.subnets):
-            engine.select(index)
-            accuracy = _accuracy(engine, images, f"subnet {info.name}")
-            rows.append({"subnet": info.name, "accuracy": accuracy, "recorded": info.accuracy, "images": num})
+    num = len(images.test_labels)
+    with Engine(artifact, threads=threads) as engine, _console(stderr=True).status(f"{num:,} images"):
+        found = accuracy(engine, images.test_batches())
+    rows = [
+        {"subnet": info.name, "accuracy": share, "recorded": info.accuracy, "images": num}
+        for info, share in zip(program.subnets, found, strict=True)
+    ]
     if as_json:
         _print_json(rows)
         return
@@ -278,6 +283,7 @@ def quantize(
     import torch
 
     from rheostat.artifact import read_program
+    from rheostat.measure import accuracy
     from rheostat.run.engine import Engine
     from rheostat.train.quant import quantize as quantized
 
@@ -287,12 +293,12 @@ def quantize(
     x = torch.from_numpy(images.normalized(images.train_images[chosen]))
     result = quantized(artifact, x.split(64), bits)
     result.save(out)
-    infos = []
     with Engine(out) as engine:
-        for k, info in enumerate(result.program.subnets):
-            engine.select(k)
-            infos.append(replace(info, accuracy=_accuracy(engine, images, f"subnet {info.name}")))
-    replace(result, program=replace(result.program, subnets=tuple(infos))).save(out)
+        found = accuracy(engine, images.test_batches())
+    infos = tuple(
+        replace(info, accuracy=share) for info, share in zip(result.program.subnets, found, strict=True)
+    )
+    replace(result, program=replace(result.program, subnets=infos)).save(out)
     if as_json:
         _print_json([asdict(info) for info in infos])
         return
@@ -359,17 +365,11 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the latency of every subnet in the engine, the subnets taking turns."""
-    import numpy as np
-
     from rheostat.artifact import read_program
-    from rheostat.measure import latency
-    from rheostat.run.engine import Engine
 
     program = read_program(artifact)
-    x = np.random.default_rng(0).standard_normal((batch, *program.input.shape), dtype=np.float32)
-    console = _console(stderr=True)
-    with Engine(artifact, threads=threads) as engine, console.status("measuring"):
-        measured = latency(engine, x, repeats=repeats)
+    with _console(stderr=True).status("measuring"):
+        measured = _latencies(artifact, threads, batch, repeats)
     rows = [
         {"subnet": info.name, "p50_ms": p50, "p95_ms": p95, "batch": batch, "threads": threads}
         for info, (p50, p95) in zip(program.subnets, measured, strict=True)
@@ -399,48 +399,182 @@ def export(
         print(path)
 
 
+Paper = Annotated[str, typer.Argument(metavar="PAPER", help="dynamic or pruning.")]
+Results = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Your own runs instead of the kept results.")
+]
+RunMissing = Annotated[
+    bool, typer.Option("--run", help="First run what is missing, into --results or rheostat-runs.")
+]
+Seeds = Annotated[str, typer.Option(metavar="N,N", help="Seeds that are missing where they have no result.")]
+
+
 @app.command("table")
 def paper_table(
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help="dynamic or pruning.")],
+    paper: Paper,
     number: Annotated[int, typer.Argument(metavar="N", help="Number of the table in the paper.")],
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your own runs instead of the kept results.")
-    ] = None,
+    results: Results = None,
+    run: RunMissing = False,
+    data: DataDir = None,
+    seeds: Seeds = "0",
     as_json: AsJson = False,
 ) -> None:
-    """Show a table of a paper beside our own numbers."""
+    """Show a table of a paper beside our own numbers; with --run, make the numbers that are missing."""
     from rheostat_recipes.tables import load_table
 
+    results, wanted = results or (RUNS if run else None), _numbers(seeds)
+    failures = _run_missing(load_table(paper, number).needs, results, data, wanted, as_json) if run else []
     shown = load_table(paper, number, results)
     if as_json:
         _print_json([asdict(cell) for cell in shown.cells])
+        _exit_if(failures)
         return
     columns = list(dict.fromkeys(cell.column for cell in shown.cells))
     title, table = f"{shown.title} (paper / ours)", _table("", *columns)
     for row in dict.fromkeys(cell.row for cell in shown.cells):
         cells = {cell.column: cell for cell in shown.cells if cell.row == row}
-        texts = [f"{cells[c].paper} / {_ours(cells[c].ours)}" if c in cells else "" for c in columns]
+        texts = [
+            f"{_number(cells[c].paper)} / {_number(cells[c].ours)}" if c in cells else "" for c in columns
+        ]
         table.add_row(row, *texts)
     console = _console()
     # Wide tables are read column by column rather than broken in the middle of a number.
     if console.measure(table, options=console.options.update(width=500)).maximum > console.width:
         title, table = shown.title, _table("row", "column", "paper", "ours", "unit", "seeds")
         for cell in shown.cells:
-            seeds = str(cell.seeds or "")
-            table.add_row(cell.row, cell.column, str(cell.paper), _ours(cell.ours), cell.unit, seeds)
+            texts = (_number(cell.paper), _number(cell.ours), cell.unit, str(cell.seeds or ""))
+            table.add_row(cell.row, cell.column, *texts)
     console.print(title, table, shown.source, *([shown.note] if shown.note else []), sep="\n")
     for note in dict.fromkeys(cell.note for cell in shown.cells if cell.note):
-        rows = dict.fromkeys(cell.row for cell in shown.cells if cell.note == note)
-        console.print(f"{', '.join(rows)}: {note}", style="dim")
+        where = {cell.row: cell.column for cell in shown.cells if cell.note == note}
+        if len(where) == len({cell.row for cell in shown.cells}):  # then it is about columns
+            where = {cell.column: cell.row for cell in shown.cells if cell.note == note}
+        console.print(f"{', '.join(where)}: {note}", style="dim")
+    _print_missing(f"table {paper} {number}", shown.needs, results, wanted)
+    _exit_if(failures)
 
 
-def _accuracy(engine: Engine, images: Images, what: str) -> float:
-    """The share of the test images that the active subnet answers correctly; a bar shows `what` meanwhile."""
-    right, labels = 0, images.test_labels
-    for start in track(range(0, len(labels), 250), what, console=_console(stderr=True), transient=True):
-        part = slice(start, start + 250)
-        right += int((engine(images.normalized(images.test_images[part])).argmax(1) == labels[part]).sum())
-    return right / len(labels)
+@app.command("figure")
+def paper_figure(
+    paper: Paper,
+    number: Annotated[int, typer.Argument(metavar="N", help="Number of the figure in the paper.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .svg, .png, .pdf or .html to write.")],
+    results: Results = None,
+    run: RunMissing = False,
+    data: DataDir = None,
+    seeds: Seeds = "0",
+    as_json: AsJson = False,
+) -> None:
+    """Draw a figure of a paper from our own runs; with --run, train what is missing first."""
+    from rheostat import plot
+    from rheostat_recipes import figures
+
+    shown, wanted = figures.load_figure(paper, number), _numbers(seeds)
+    results = results or (RUNS if run else None)
+    failures = _run_missing(shown.needs, results, data, wanted, as_json) if run else []
+    numbers, drawn = _channels(shown, results) if shown.kind == "channels" else _curves(shown, results)
+    if drawn is not None:
+        plot.save(out, shown.title, f"{figures.SOURCE}, Figure {number}", drawn)
+    if as_json:
+        _print_json(numbers)
+    else:
+        _console().print("nothing to draw yet" if drawn is None else f"{out}: {', '.join(numbers)}")
+        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, wanted)
+    _exit_if(failures)
+
+
+def _channels(figure: Figure, results: Path | None) -> tuple[dict[str, Any], Picture | None]:
+    """By panel, the channels of each layer; and their picture where there is any."""
+    from rheostat.artifact import read_program
+    from rheostat.plot import channels_of, layers
+    from rheostat_recipes.figures import artifact
+
+    files = {series.panel: artifact(series.recipe, results) for series in figure.series}
+    programs = {panel: read_program(file) for panel, file in files.items() if file is not None}
+    numbers = {panel: dict(layers(program)) for panel, program in programs.items()}
+    return numbers, channels_of(programs) if programs else None
+
+
+def _curves(figure: Figure, results: Path | None) -> tuple[dict[str, Any], Picture | None]:
+    """By panel and network, the (cost, accuracy) of each subnet; latencies are measured now, on this machine."""
+    from rheostat.artifact import read_program
+    from rheostat.plot import Curve, curves
+    from rheostat_recipes.figures import artifact, gpu_latencies_ms, sizes_and_accuracies
+
+    panels: dict[str, list[Curve]] = {}
+    for series in figure.series:
+        if figure.kind == "macs":
+            if points := sizes_and_accuracies(series.recipe, results):
+                macs, shares = zip(*points, strict=True)
+                curve = Curve(series.name, tuple(count / 1e6 for count in macs), shares)
+                panels.setdefault(series.panel, []).append(curve)
+        elif (file := artifact(series.recipe, results)) is not None:
+            shares = tuple(info.accuracy or 0.0 for info in read_program(file).subnets)
+            cpu_ms = [p50 for p50, _ in _latencies(file, None, 1, 200)]
+            gpu_ms = gpu_latencies_ms(file, series.recipe)
+            for where, times_ms in (("CPU, 1 image", cpu_ms), ("GPU, 128 images", gpu_ms)):
+                if times_ms:
+                    curve = Curve(series.name, tuple(times_ms), shares)
+                    panels.setdefault(f"{series.panel}, {where}", []).append(curve)
+    numbers = {panel: [asdict(curve) for curve in found] for panel, found in panels.items()}
+    label = {"latency": "latency, ms (median)", "macs": "million multiply-accumulates"}[figure.kind]
+    return numbers, curves(panels, label) if panels else None
+
+
+def _run_missing(
+    needs: Mapping[str, Collection[tuple[str, str]]],
+    results: Path | None,
+    data: Path | None,
+    seeds: Sequence[int],
+    as_json: bool,
+) -> list[str]:
+    """Run what is missing, one after the other; a line for each run that failed."""
+    from rheostat_recipes.queue import run_all
+    from rheostat_recipes.tables import missing
+
+    results = results or RUNS
+    results.mkdir(parents=True, exist_ok=True)
+    console = _console(stderr=as_json)
+    with _stdout_for_json_only(as_json):
+        todo = missing(needs, results, seeds)
+        return run_all(todo, results, data, lambda text: console.rule(text, align="left"))
+
+
+def _print_missing(
+    verb: str,
+    needs: Mapping[str, Collection[tuple[str, str]]],
+    results: Path | None,
+    seeds: Sequence[int],
+) -> None:
+    """Say which runs have no result yet, and the command that makes them."""
+    from rheostat_recipes.tables import missing
+
+    console, todo = _console(), missing(needs, results, seeds)
+    if not todo:
+        return
+    by_recipe: dict[str, list[str]] = {}
+    for recipe, seed in todo:
+        by_recipe.setdefault(recipe, []).append(str(seed))
+    console.print("\nNot run yet:")
+    for recipe, missed in by_recipe.items():
+        console.print(f"  {recipe}, seed {', '.join(missed)}")
+    flags = f" --results {results}" if results else ""
+    flags += f" --seeds {','.join(map(str, seeds))}" if list(seeds) != [0] else ""
+    console.print(f"All of them, each from where it stopped: rheostat {verb} --run --data DIR{flags}")
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"--seeds: got {text!r}; want numbers such as 0,1,2")
+    return [int(part) for part in text.split(",")]
+
+
+def _exit_if(failures: Sequence[str]) -> None:
+    """Repeat at the end what failed, and exit with status 1."""
+    for failure in failures:
+        print(f"rheostat: failed: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
 
 
 def _images(artifact: Path, program: Program, data_dir: Path | None) -> Images:
@@ -465,20 +599,29 @@ def _images(artifact: Path, program: Program, data_dir: Path | None) -> Images:
 
 def _measure_into(artifact: Path) -> None:
     """Measure the latency of an artifact's subnets, one input on one thread, and write it into the artifact."""
-    import numpy as np
-
     from rheostat.artifact import read, write
-    from rheostat.measure import latency
-    from rheostat.run.engine import Engine
 
     program, tensors = read(artifact)
-    with Engine(artifact, threads=1) as engine:
-        measured = latency(engine, np.zeros((1, *program.input.shape), np.float32), repeats=1000)
+    measured = _latencies(artifact, 1, 1, 1000)
     infos = tuple(
         replace(info, latency_ms_p50=p50, latency_ms_p95=p95)
         for info, (p50, p95) in zip(program.subnets, measured, strict=True)
     )
     write(artifact, replace(program, subnets=infos), tensors)
+
+
+def _latencies(artifact: Path, threads: int | None, batch: int, repeats: int) -> list[tuple[float, float]]:
+    """(p50, p95) in milliseconds of every subnet in the engine, on random inputs."""
+    import numpy as np
+
+    from rheostat.artifact import read_program
+    from rheostat.measure import latency
+    from rheostat.run.engine import Engine
+
+    shape = (batch, *read_program(artifact).input.shape)
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with Engine(artifact, threads=threads) as engine:
+        return latency(engine, x, repeats=repeats)
 
 
 def _subnet_table(infos: Iterable[SubnetInfo]) -> Table:
@@ -530,7 +673,7 @@ def _time(ms: float | None) -> str:
     return f"{1000 * ms:.1f} µs" if ms < 1 else f"{ms:.2f} ms"
 
 
-def _ours(number: float | None) -> str:
+def _number(number: float | None) -> str:
     return "–" if number is None else f"{number:g}"
 
 

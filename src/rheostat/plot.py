@@ -1,4 +1,4 @@
-"""Pictures of a supernet: channels per layer, accuracy over latency, the turning dial; and a report of all three."""
+"""Pictures of supernets: channels per layer, accuracy over latency or size, the turning dial; and pages of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,15 @@ class Turn:
     subnet: int
     latency_ms: float
     correct: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The operating points of one network: what each costs, in the unit of its axis, and its accuracy, a fraction."""
+
+    name: str
+    cost: tuple[float, ...]
+    accuracy: tuple[float, ...]
 
 
 def layers(program: Program) -> list[tuple[str, tuple[int, ...]]]:
@@ -66,7 +75,7 @@ def accuracy_latency(infos: Sequence[SubnetInfo]) -> Figure:
                 f"subnet {info.name}: no measured accuracy and latency; run rheostat bench and eval first"
             )
         points.append((info.latency_ms_p50, info.latency_ms_p95, 100 * info.accuracy))
-    figure, axes = _canvas(3.6)
+    figure, (axes,) = _canvas(3.6)
     scale, unit = _time_unit(max(p95 for _, p95, _ in points))
     median, tail, accuracy = (
         [scale * p[0] for p in points],
@@ -93,9 +102,39 @@ def accuracy_latency(infos: Sequence[SubnetInfo]) -> Figure:
     return figure
 
 
+def curves(panels: Mapping[str, Sequence[Curve]], label: str) -> Figure:
+    """Draw accuracy over cost, a panel under another by title, in each a line for every network.
+
+    label: what the costs are, with their unit. Raises ValueError when there is no panel.
+    """
+    figure, all_axes = _canvas(3.4, tuple(panels))
+    for axes, networks in zip(all_axes, panels.values(), strict=True):
+        for colour, curve in zip(_shades(len(networks)), networks, strict=True):
+            percent = [100 * share for share in curve.accuracy]
+            axes.plot(curve.cost, percent, "o-", color=colour, linewidth=1.8, label=_label(curve.name))
+        axes.set_xlim(0)
+        axes.set_xlabel(label)
+        axes.set_ylabel("accuracy, %")
+        axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
 def channels(names: Sequence[str], rows: Sequence[tuple[str, tuple[int, ...]]]) -> Figure:
     """Draw how many channels of each layer every subnet keeps, as bars within bars: `rows` as `layers` gives them."""
-    figure, axes = _canvas(3.8)
+    figure, (axes,) = _canvas(3.8)
+    _draw_channels(axes, names, rows)
+    return figure
+
+
+def channels_of(programs: Mapping[str, Program]) -> Figure:
+    """Draw `channels` of several programs, a panel under another by title. Raises ValueError when there is none."""
+    figure, all_axes = _canvas(3.8, tuple(programs))
+    for axes, program in zip(all_axes, programs.values(), strict=True):
+        _draw_channels(axes, [info.name for info in program.subnets], layers(program))
+    return figure
+
+
+def _draw_channels(axes: Axes, names: Sequence[str], rows: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     positions = range(len(rows))
     shades = _shades(len(names))
     for index in reversed(range(len(names))):
@@ -117,7 +156,6 @@ def channels(names: Sequence[str], rows: Sequence[tuple[str, tuple[int, ...]]]) 
     axes.legend(
         handles[::-1], labels[::-1], ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1), frameon=False
     )
-    return figure
 
 
 def residuals(updates: Sequence[Update]) -> Figure:
@@ -125,7 +163,7 @@ def residuals(updates: Sequence[Update]) -> Figure:
 
     >>> residuals(found.history).savefig("admm.svg")  # doctest: +SKIP
     """
-    figure, axes = _canvas(3.6)
+    figure, (axes,) = _canvas(3.6)
     steps = range(1, len(updates) + 1)
     kinds = (
         ("primal residual", [u.primal for u in updates], _ACCENT),
@@ -145,7 +183,7 @@ def residuals(updates: Sequence[Update]) -> Figure:
 
 def dial(names: Sequence[str], turns: Sequence[Turn]) -> Figure:
     """Draw a stream of inputs: the budget as a line, what each input took as a dot in its subnet's colour."""
-    figure, axes = _canvas(3.4)
+    figure, (axes,) = _canvas(3.4)
     shades = _shades(len(names))
     scale, unit = _time_unit(max(turn.budget_ms for turn in turns))
     steps = range(len(turns))
@@ -221,14 +259,45 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
             f"{100 * within / len(turns):.1f} % within their budget."
         )
         sections.insert(2, ("The dial turning", text, picture))
+    facts = " · ".join(f"{key}: {value}" for key, value in sorted(program.provenance.items()))
+    _write_page(path, title, f"{program.model}, made by {program.producer}", tiles, sections, facts)
+
+
+def save(path: str | os.PathLike[str], title: str, text: str, figure: Figure) -> None:
+    """Write a figure: a page of its own where `path` ends in .html, else as Matplotlib does (.svg, .png, .pdf).
+
+    Raises ValueError for another ending.
+    """
+    path = Path(path)
+    if path.suffix == ".html":
+        _write_page(path, title, text, [], [(title, text, _picture(figure, title))], "")
+        return
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"{path}: want a name that ends in .html, .svg, .png or .pdf")
+    import matplotlib as mpl
+
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    with mpl.rc_context({"svg.hashsalt": "rheostat"}):
+        # Dates would make two drawings of one figure differ.
+        figure.savefig(path, dpi=200, metadata=undated)
+
+
+def _write_page(
+    path: str | os.PathLike[str],
+    title: str,
+    subtitle: str,
+    tiles: Sequence[tuple[str, str]],
+    sections: Sequence[tuple[str, str, str]],
+    facts: str,
+) -> None:
+    """One page of numbers (text, what it is), sections (heading, text, HTML), and small print."""
     body = "".join(
         f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{content}</section>"
         for heading, text, content in sections
     )
-    facts = " · ".join(f"{key}: {value}" for key, value in sorted(program.provenance.items()))
     page = _PAGE.format(
         title=html.escape(title),
-        subtitle=html.escape(f"{program.model}, made by {program.producer}"),
+        subtitle=html.escape(subtitle),
         tiles="".join(f"<div><b>{html.escape(n)}</b><span>{html.escape(t)}</span></div>" for n, t in tiles),
         body=body,
         facts=html.escape(facts),
@@ -236,23 +305,29 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _canvas(height: float) -> tuple[Figure, Axes]:
+def _canvas(height: float, titles: Sequence[str] = ("",)) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, one under another."""
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ImportError('plots need Matplotlib: pip install "rheostat[plot]"') from None
-    figure = Figure(figsize=(9, height), layout="constrained")
+    if not titles:
+        raise ValueError("plot: nothing to draw; want at least one panel")
+    figure = Figure(figsize=(9, height * len(titles)), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_LINE)
-    axes.tick_params(colors=_MUTED, length=0, labelsize=9)
-    axes.grid(axis="y", color=_LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=_MUTED, fontsize=9)
-    return figure, axes
+    panels = [figure.add_subplot(len(titles), 1, index + 1) for index in range(len(titles))]
+    for axes, title in zip(panels, titles, strict=True):
+        # Legends stand between title and axes.
+        axes.set_title(title, loc="left", fontsize=10, color=_INK, pad=24 if title else None)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_LINE)
+        axes.tick_params(colors=_MUTED, length=0, labelsize=9)
+        axes.grid(axis="y", color=_LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set(color=_MUTED, fontsize=9)
+    return figure, panels
 
 
 def _picture(figure: Figure, description: str) -> str:

@@ -20,6 +20,7 @@ from rheostat_recipes.models.lenet import LeNet5
 from rheostat_recipes.models.resnet import (
     CifarResNet,
     load_published,
+    load_torchvision,
     resnet18,
     resnet20,
     resnet32,
@@ -120,6 +121,87 @@ def test_imagenet_names_are_those_of_torchvision() -> None:
     assert "layer4.2.bn3.num_batches_tracked" in names
     assert not any(".shortcut" in name for name in names)
     assert not any(name.startswith("layer1.0.downsample") for name in resnet18().state_dict())
+
+
+def torchvision_names(blocks: tuple[int, ...], kernels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a torchvision ResNet's state, from its documentation: `kernels` of a block's convolutions."""
+    found: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7), "fc.bias": (1000,)}
+
+    def norm(name: str, size: int) -> None:
+        found.update(
+            {f"{name}.{part}": (size,) for part in ("weight", "bias", "running_mean", "running_var")}
+        )
+        found[f"{name}.num_batches_tracked"] = ()
+
+    norm("bn1", 64)
+    expansion, num_in = (4, 64) if len(kernels) == 3 else (1, 64)
+    for stage, count in enumerate(blocks, 1):
+        inner = 64 * 2 ** (stage - 1)
+        for block in range(count):
+            name, size = f"layer{stage}.{block}", num_in
+            for number, kernel in enumerate(kernels, 1):
+                out = inner * expansion if number == len(kernels) else inner
+                found[f"{name}.conv{number}.weight"] = (out, size, kernel, kernel)
+                norm(f"{name}.bn{number}", out)
+                size = out
+            if num_in != inner * expansion or (block == 0 and stage > 1):
+                found[f"{name}.downsample.0.weight"] = (inner * expansion, num_in, 1, 1)
+                norm(f"{name}.downsample.1", inner * expansion)
+            num_in = inner * expansion
+    found["fc.weight"] = (1000, num_in)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("build", "blocks", "kernels"),
+    [(resnet18, (2, 2, 2, 2), (3, 3)), (resnet34, (3, 4, 6, 3), (3, 3)), (resnet50, (3, 4, 6, 3), (1, 3, 1))],
+    ids=["resnet18", "resnet34", "resnet50"],
+)
+def test_states_of_torchvision_load(build, blocks, kernels, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=generator) if shape else torch.tensor(7)
+        for name, shape in torchvision_names(blocks, kernels).items()
+    }
+    torch.save(state, tmp_path / "resnet.pth")
+    model = build()
+    load_torchvision(model, tmp_path / "resnet.pth")
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    state["fc.weight"] = torch.zeros(10, 1)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: fc\.weight: got \(10, 1\); want \(1000, "):
+        load_torchvision(model, tmp_path / "other.pth")
+    torch.save({"state_dict": state}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: got a dict that holds more than tensors"):
+        load_torchvision(model, tmp_path / "checkpoint.pth")
+
+
+@pytest.mark.parametrize(("build", "layer"), [(resnet18, "basic"), (resnet50, "bottleneck")])
+def test_imagenet_networks_are_those_of_transformers(build, layer: str) -> None:
+    """Another implementation of both, with the same weights, computes the same logits."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        depths=[2, 2, 2, 2] if layer == "basic" else [3, 4, 6, 3],
+        hidden_sizes=[width * (1 if layer == "basic" else 4) for width in (64, 128, 256, 512)],
+        layer_type=layer,
+        num_labels=1000,
+    )
+    torch.manual_seed(0)
+    theirs, x = transformers.ResNetForImageClassification(config).eval(), torch.randn(2, 3, 64, 64)
+    ours = lived_in(build(), x).eval()
+    # Both list a block's tensors in the same order, but for the shortcut, which stands first there and last here.
+    own: list[Tensor] = []
+    for name, module in ours.named_children():
+        for block in module if name.startswith("layer") else [module]:
+            parts = dict(block.state_dict())
+            shortcut = [tensor for key, tensor in parts.items() if key.startswith("downsample")]
+            own += shortcut + [tensor for key, tensor in parts.items() if not key.startswith("downsample")]
+    names = list(theirs.state_dict())
+    assert len(names) == len(own)
+    theirs.load_state_dict(dict(zip(names, own, strict=True)))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [32, 40, 64])

@@ -4,19 +4,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import rheostat as rh
+from rheostat import artifact
 from rheostat.artifact import read_program
+from rheostat_recipes import uniform
 from rheostat_recipes.data import load
 from rheostat_recipes.run import Result, Run
-from rheostat_recipes.uniform import RECIPES, WIDTHS, digits, resnet20_cifar10_distill
+from rheostat_recipes.uniform import (
+    NINE_WIDTHS,
+    RECIPES,
+    WIDTHS,
+    digits,
+    lenet5_mnist,
+    resnet20_cifar10_8b,
+    resnet20_cifar10_distill,
+    resnet20_cifar10_distill20,
+    resnet20_cifar10_snn,
+    resnet50_imagenet_distill,
+)
+
+QUICK = (digits, lenet5_mnist, resnet20_cifar10_snn, resnet20_cifar10_distill)
+ROUNDED = (uniform.resnet20_cifar10_16b, resnet20_cifar10_8b)
+SLOW = [recipe for recipe in RECIPES if recipe not in (*QUICK, *ROUNDED)]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SLOW, ids=lambda recipe: recipe.__name__)
+def test_smoke_of_the_others(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
+    result = recipe(Run(tmp_path, smoke=True))
+    assert result.artifact is not None
+    widths = NINE_WIDTHS if recipe.__name__.endswith("nine_uniform") else WIDTHS
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob(f"{recipe.__name__}-seed0.json"))]
+    names = [subnet["name"] for record in found for subnet in record["subnets"]]
+    assert names == [str(width) for width in widths]
+    assert len(found) == (4 if recipe.__name__.endswith("_individual") else 1)
+    assert all(subnet["accuracy"] is not None for record in found for subnet in record["subnets"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ROUNDED, ids=lambda recipe: recipe.__name__)
+def test_rounding_trains_what_it_rounds_once(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
+    """And fine-tunes where rounding took more than 0.3 points off the accuracies that the float file claims."""
+    run = Run(tmp_path / "own", smoke=True, shared=tmp_path)
+    result = recipe(run)
+    floats = tmp_path / "resnet20_cifar10_distill20-0" / "resnet20_cifar10_distill20.safetensors"
+    record = json.loads(result.record.read_text())
+    assert result.artifact is not None
+    program = read_program(result.artifact)
+    assert program.quant is not None
+    assert program.quant.bits_weights == (8 if "8b" in recipe.__name__ else 16)
+    assert [s["accuracy"] for s in record["subnets"]] == [info.accuracy for info in program.subnets]
+    assert ("rounding lost points" in record["note"]) == bool(record["epochs"])
+    # A file that claims more than it does has everything to gain.
+    program, tensors = artifact.read(floats)
+    boast = tuple(replace(info, accuracy=0.999) for info in program.subnets)
+    artifact.write(floats, replace(program, subnets=boast), tensors)
+    written = floats.stat().st_mtime_ns
+    again = json.loads(recipe(replace(run, out=tmp_path / "again")).record.read_text())
+    assert again["epochs"] == 2
+    assert again["note"].partition("; ")[0] in ("fine-tuned", "rounded")
+    assert "rounding lost points: 0.25: " in again["note"]
+    assert floats.stat().st_mtime_ns == written  # not trained again
+
+
+@pytest.mark.parametrize("recipe", QUICK, ids=lambda recipe: recipe.__name__)
 def test_smoke(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
     result = recipe(Run(tmp_path / "out", smoke=True, seed=3))
     program = read_program(result.artifact)
@@ -55,7 +112,12 @@ def test_a_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> Non
 
 
 def test_published_weights_need_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"got no --data DIR; want one with resnet_cifar10/\*\.th"):
-        resnet20_cifar10_distill(Run(tmp_path))
+    for recipe in (resnet20_cifar10_distill20, resnet20_cifar10_distill, resnet50_imagenet_distill):
+        with pytest.raises(
+            ValueError, match=f"{recipe.__name__}: got no --data DIR; want one with the publi"
+        ):
+            recipe(Run(tmp_path))
+    with pytest.raises(ValueError, match=r"resnet50-0676ba61\.pth: no such file"):
+        resnet50_imagenet_distill(Run(tmp_path, data_dir=tmp_path))
     with pytest.raises(ValueError, match=r"resnet20-12fca82f\.th: no such file"):
         resnet20_cifar10_distill(Run(tmp_path, data_dir=tmp_path))

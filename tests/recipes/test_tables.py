@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rheostat_recipes import dense, nonuniform, shared_weights, uniform
-from rheostat_recipes.tables import HERE, load_table, names
+from rheostat_recipes.queue import RECIPES
+from rheostat_recipes.tables import HERE, load_table, missing, names, sampling_times
 
+# Rows times columns of the paper's, and of our own without numbers of the paper.
 SIZES = {
     ("dynamic", 1): 4 * 4,
     ("dynamic", 2): 4 * 4,
-    ("dynamic", 3): 4 * 4 * 4,
-    ("dynamic", 4): 2 * 4 * 4,
+    ("dynamic", 3): 4 * 4 * 4 + 3 * 3 * 4,
+    ("dynamic", 4): 2 * 4 * 4 + 2 * 4 * 4,
     ("dynamic", 5): 4 * 3,
     ("pruning", 1): 6 * 7,
     ("pruning", 2): 4 * 3 * 3,
@@ -31,6 +32,10 @@ def test_complete(paper: str, number: int) -> None:
     assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells) == SIZES[paper, number]
     assert f"Table {number}" in table.source
     assert {cell.unit for cell in table.cells} <= {"%", "s", "1e4", "1e6", "1e8"}
+    # What the paper does not have says so.
+    assert all(cell.paper is not None or cell.note for cell in table.cells)
+    if paper == "dynamic":
+        assert all(cell.recipe for cell in table.cells)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +86,7 @@ def test_what_is_wrong_with_table_2_is_said_where_it_stands() -> None:
 
 
 def test_cells_name_recipes_that_exist() -> None:
-    modules = (uniform, nonuniform, dense, shared_weights)
-    recipes = {recipe.__name__ for module in modules for recipe in module.RECIPES}
+    recipes = {recipe.__name__ for recipe in RECIPES}
     for path in (HERE / "expected").glob("*.json"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             assert cell.get("recipe", "digits") in recipes
@@ -105,6 +109,7 @@ def test_ours_is_the_mean_over_seeds(tmp_path: Path) -> None:
     ours = cells["0.25x", "S-NN"]
     assert (ours.ours, ours.seeds, ours.spread) == (80.33, 3, 3.0)
     assert (ours.commit, ours.hardware) == ("abc", "a machine")
+    assert ours.recipe == "resnet20_cifar10_snn"
     unmeasured = cells["0.25x", "FP"]
     assert (unmeasured.ours, unmeasured.seeds, unmeasured.spread, unmeasured.commit) == (None, 0, None, None)
 
@@ -115,6 +120,52 @@ def test_one_seed_has_no_spread_and_counts_have_the_papers_unit(tmp_path: Path) 
     assert cells["S-NN", "subnet 1"].spread is None
     assert cells["S-NN", "subnet 1 Parameters"].ours == pytest.approx(1.77, abs=1e-9)
     assert cells["S-NN", "subnet 1 FLOPS"].ours == pytest.approx(2.67)
+
+
+def test_missing_are_the_runs_without_all_that_is_shown(tmp_path: Path) -> None:
+    needs = load_table("dynamic", 1, tmp_path).needs
+    recipes = [
+        "resnet20_cifar10_snn",
+        "resnet20_cifar10_distill20",
+        "resnet20_cifar10_16b",
+        "resnet20_cifar10_8b",
+    ]
+    assert list(needs) == recipes
+    every = {(name, "accuracy") for name in ("0.25", "0.5", "0.75", "1.0")}
+    assert all(needed == every for needed in needs.values())
+    assert missing(needs, tmp_path) == [(name, 0) for name in recipes]
+    # One subnet of four, in two files: not yet; a smoke run never is.
+    (tmp_path / "a.json").write_text(json.dumps(result(1, 0.8)))
+    (tmp_path / "smoke.json").write_text(json.dumps(all_four(0, smoke=True)))
+    assert ("resnet20_cifar10_snn", 1) in missing(needs, tmp_path, (0, 1))
+    (tmp_path / "b.json").write_text(json.dumps(all_four(1)))
+    assert missing(needs, tmp_path, (0, 1)) == [
+        (n, s) for s in (0, 1) for n in recipes if (n, s) != (recipes[0], 1)
+    ]
+    assert missing({"resnet20_cifar10_snn": ()}, tmp_path, (0, 1)) == [("resnet20_cifar10_snn", 0)]
+
+
+def all_four(seed: int, **more: object) -> dict[str, object]:
+    subnets = [{"name": name, "macs": 1, "accuracy": 0.8} for name in ("0.25", "0.5", "0.75", "1.0")]
+    return {**result(seed, 0.8, **more), "subnets": subnets}
+
+
+def test_the_note_tells_what_both_kinds_of_sampling_took(tmp_path: Path) -> None:
+    assert sampling_times(tmp_path) == []
+    for name, seconds in (("multi_path", (300.0, 500.0)), ("single_path", (100.0,)), ("nine", (9.0,))):
+        for seed, each in enumerate(seconds):
+            record = {"task": "resnet20_cifar10", "family": name, "seconds": each, "smoke": False}
+            (tmp_path / str(seed)).mkdir(exist_ok=True)
+            (tmp_path / str(seed) / f"subnets-{name}.json").write_text(json.dumps(record))
+    smoke = {"task": "resnet20_cifar10", "family": "single_path", "seconds": 1.0, "smoke": True}
+    (tmp_path / "subnets-single_path.json").write_text(json.dumps(smoke))
+    (note,) = sampling_times(tmp_path)
+    assert note == (
+        "resnet20_cifar10: multi-path sampling took 400 s, 4.00 times as long as single-path (100 s); the paper says "
+        "about 2.75 times"
+    )
+    assert note in load_table("dynamic", 3, tmp_path).note
+    assert note not in load_table("dynamic", 1, tmp_path).note
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +98,67 @@ def test_batch_norm_statistics_are_those_of_all_processes(tmp_path: Path) -> Non
     train(tmp_path / "run.safetensors", 2, norm="batch")
     state = load_file(tmp_path / "run.safetensors")
     assert all(torch.isfinite(t).all() for t in state.values())
+
+
+# ---- docs/distributed.md ----
+
+PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
+TORCHRUN, ACCELERATE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+# Writes down the gradient of the first step: an optimizer sees it as `fit` sums and averages it.
+RECORDING = """
+class Recording(torch.optim.SGD):
+    def step(self, closure=None):
+        import pathlib
+        from safetensors.torch import save_file
+        if torch.distributed.get_rank() == 0 and not pathlib.Path("gradient.safetensors").exists():
+            parameters = dict(net.named_parameters())
+            save_file({name: p.grad.contiguous() for name, p in parameters.items()}, "gradient.safetensors")
+        return super().step(closure)
+
+
+rh.fit(net, loader, optimizer=lambda groups: Recording(groups, lr=0.05), """
+
+
+def gradient(folder: Path, script: str, processes: int) -> Path:
+    """Run a page's script in `folder`; the file of the first step's gradients."""
+    folder.mkdir()
+    code = script.replace("rh.fit(net, loader, ", RECORDING)
+    assert code != script
+    (folder / "train.py").write_text("import torch\ntorch.set_num_threads(1)\n" + code, encoding="utf-8")
+    # One process alone is told what torchrun would tell it, which saves starting torchrun.
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    torchrun = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "train.py"], cwd=folder, env=os.environ | (alone if processes == 1 else {}),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "digits.safetensors").stat().st_size > 1000
+    return folder / "gradient.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["torchrun", "accelerate"])
+def test_gradients_of_the_documented_script_do_not_depend_on_the_processes(
+    starter: str, tmp_path: Path
+) -> None:
+    script = TORCHRUN
+    if starter == "accelerate":
+        pytest.importorskip("accelerate")
+        start, device = TORCHRUN.index("torch.distributed.init"), TORCHRUN.index("images, labels")
+        script = (
+            TORCHRUN[:start]
+            + ACCELERATE.replace("Accelerator()", "Accelerator(cpu=True)")
+            + TORCHRUN[device:]
+        )
+    one, two = (gradient(tmp_path / str(n), script, n) for n in (1, 2))
+    largest = max(float(tensor.abs().max()) for tensor in load_file(one).values())
+    assert largest > 0.01
+    assert worst(one, two) < 1e-6
+    assert worst(tmp_path / "1" / "digits.safetensors", tmp_path / "2" / "digits.safetensors") < 1e-4

@@ -335,7 +335,7 @@ def test_wrong_targets(trained: Graph, digits: tuple, targets: dict) -> None:
 
 
 def test_plain_group_lasso_is_not_selective_and_clipping_is(trained: Graph, digits: tuple) -> None:
-    """METHODS 4.2: without clipping all filters shrink alike, and what dies dies at once or not at all."""
+    """Without clipping all filters shrink alike, and what dies dies at once or not at all."""
     spread = {}
     for clip in (None, 0.98):
         lasso = rh.Lasso(clip=clip, epochs=12, lr=0.05, shrink=3.0, min_units=2)

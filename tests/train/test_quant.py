@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,47 @@ def test_fine_tuning_gives_back_what_rounding_took() -> None:
     assert not torch.equal(net.state_dict()["0.weight"], weight)
     assert all(after[name] >= before[name] - 0.0028 for name in before), (before, after)
     assert sum(after.values()) >= sum(before.values())
+
+
+def test_fine_tuning_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, 2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(54, 10))
+    train, _ = digits()
+    net = rh.Supernet(graph := rh.trace(model, torch.randn(2, 1, 8, 8)), rh.uniform(graph, (0.5, 1.0)))
+    fresh = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    class Stopped(Exception):
+        pass
+
+    class Stopping:
+        """Goes on to the second epoch, and there no further than its first batch."""
+
+        epoch = 0
+
+        def __len__(self) -> int:
+            return len(train)
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+            train.set_epoch(epoch)
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in train:
+                yield batch
+                if self.epoch == 1:
+                    raise Stopped
+
+    def tuned(loader: Any, **more: Any) -> Quantized:
+        net.load_state_dict(fresh)
+        return finetune(net, loader, epochs=2, lr=0.005, batches=2, **more)
+
+    straight, path = tuned(train), tmp_path / "tuning.safetensors"
+    with pytest.raises(Stopped):
+        tuned(Stopping(), checkpoint=path)
+    with pytest.raises(ValueError, match=r"finetune: .*tuning\.safetensors exists; want resume=True"):
+        tuned(train, checkpoint=path)
+    with pytest.raises(ValueError, match="was written with other settings"):
+        finetune(net, train, epochs=3, lr=0.005, batches=2, checkpoint=path, resume=True)
+    resumed = tuned(train, checkpoint=path, resume=True)
+    assert all(np.array_equal(straight.tensors[name], resumed.tensors[name]) for name in straight.tensors)

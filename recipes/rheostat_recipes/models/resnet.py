@@ -109,30 +109,50 @@ def load_published(model: CifarResNet, path: str | Path) -> None:
 
     >>> load_published(resnet20(), "resnet20-12fca82f.th")  # doctest: +SKIP
     """
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; want a published CIFAR-10 ResNet (.th)") from None
-    except Exception as error:  # torch.load raises whatever its unpickler meets
-        got = type(error).__name__
-        raise ValueError(
-            f"{path}: not a file of PyTorch weights ({got}); want a published CIFAR-10 ResNet (.th)"
-        ) from None
+    kind = "a published CIFAR-10 ResNet (.th)"
+    file = _torch_file(path, kind)
     state = file.get("state_dict") if isinstance(file, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(
-            f"{path}: got a {type(file).__name__} without a state_dict; want a published CIFAR-10 ResNet"
-        )
+        raise ValueError(f"{path}: got a {type(file).__name__} without a state_dict; want {kind}")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    model.load_state_dict(_padded_at_end(_fitting(model, state, path)))
+
+
+def load_torchvision(model: ResNet, path: str | Path) -> None:
+    """Load weights published by torchvision (`resnet18-f37072fd.pth`, `resnet50-0676ba61.pth`) into `model`.
+
+    They expect images divided by 255 and normalised with mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224,
+    0.225). Raises ValueError when the file is missing, is no such file, or belongs to another network.
+
+    >>> load_torchvision(resnet18(), "resnet18-f37072fd.pth")  # doctest: +SKIP
+    """
+    kind = "weights of a torchvision ResNet (.pth)"
+    state = _torch_file(path, kind)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path}: got a {type(state).__name__} that holds more than tensors; want {kind}")
+    model.load_state_dict(_fitting(model, state, path))
+
+
+def _torch_file(path: str | Path, kind: str) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; want {kind}") from None
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        got = type(error).__name__
+        raise ValueError(f"{path}: not a file of PyTorch weights ({got}); want {kind}") from None
+
+
+def _fitting(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The state with the batch counters that files written before PyTorch 0.4.1 have not; the rest must fit."""
     own = model.state_dict()
-    # Files written before PyTorch 0.4.1 have no batch counters.
     state = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")} | state
     for name in sorted(own.keys() | state.keys()):
         got, want = (tuple(s[name].shape) if name in s else "no such tensor" for s in (state, own))
         if got != want:
             fix = "use the network that the file was made for"
             raise ValueError(f"{path}: {name}: got {got}; want {want}; {fix}")
-    model.load_state_dict(_padded_at_end(state))
+    return state
 
 
 def _padded_at_end(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -257,9 +277,9 @@ def resnet34(num_classes: int = 1000) -> ResNet:
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
 
 
-def resnet50(num_classes: int = 1000) -> ResNet:
-    """ResNet-50: 25,557,032 parameters at 1000 classes."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
+def resnet50(num_classes: int = 1000, shortcut: str = "stock") -> ResNet:
+    """ResNet-50: 25,557,032 parameters at 1000 classes; there is no other shortcut."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, shortcut)
 
 
 def _stage(

@@ -116,6 +116,27 @@ def restore_(net: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Check
     optimizer.load_state_dict(packed)
 
 
+def resumed(
+    where: str, path: str | os.PathLike[str], resume: bool, settings: dict[str, Any]
+) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, None where there is none.
+
+    Raises ValueError where one exists and `resume` is False, or its state's "settings" are others.
+    """
+    if not Path(path).exists():
+        return None
+    if not resume:
+        raise ValueError(
+            f"{where}: {path} exists; want resume=True to go on from it, or another checkpoint=."
+        )
+    saved = read(path)
+    if saved.state["settings"] != json.loads(json.dumps(settings)):
+        raise ValueError(
+            f"{where}: {path} was written with other settings; want the same, or another checkpoint=."
+        )
+    return saved
+
+
 def clean(path: str | os.PathLike[str]) -> None:
     """Remove what a killed `write` may have left beside the checkpoint."""
     _temporary(Path(path)).unlink(missing_ok=True)

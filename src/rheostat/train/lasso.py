@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -459,7 +458,7 @@ class _Run:
             snapshot = Snapshot(epoch, step, seconds, strength, lasso.clip, cost.parameters, cost.macs)
             taken.append((pruner.keep(), snapshot))
 
-        if checkpoint is not None and (saved := _resumed(checkpoint, resume, settings)) is not None:
+        if checkpoint is not None and (saved := checkpoints.resumed("Lasso", checkpoint, resume, settings)):
             checkpoints.restore_(model, optim, saved)
             first, before = saved.state["epoch"], saved.state["seconds"]
             strength = saved.state["strength"] if lasso.strength is None else lasso.strength
@@ -532,21 +531,6 @@ class _Run:
                 f"want {targets.what} {targets.values[len(taken)]:.6g}. Raise epochs or strength={strength:.3g}."
             )
         return taken, before + time.perf_counter() - started
-
-
-def _resumed(
-    path: str | os.PathLike[str], resume: bool, settings: dict[str, Any]
-) -> checkpoints.Checkpoint | None:
-    if not Path(path).exists():
-        return None
-    if not resume:
-        raise ValueError(f"Lasso: {path} exists; want resume=True to go on from it, or another checkpoint=.")
-    saved, ours = checkpoints.read(path), json.loads(json.dumps(settings))
-    if saved.state["settings"] != ours:
-        raise ValueError(
-            f"Lasso: {path} was written with other settings; want the same, or another checkpoint=."
-        )
-    return saved
 
 
 def _checked(graph: Graph) -> Graph:

@@ -94,7 +94,7 @@ def _orders(
 
 
 def _scores(graph: Graph, group: int, tensors: dict[str, torch.Tensor], importance: str) -> np.ndarray:
-    """L1 or L2 norm of every unit over all the weights that it owns (METHODS: norm of the coupled group)."""
+    """L1 or L2 norm of every unit over all the weights that it owns, those of coupled layers together."""
     total = torch.zeros(graph.groups[group].size, dtype=torch.float64)
     for axis in graph.groups[group].axes:
         tensor = tensors[axis.tensor]

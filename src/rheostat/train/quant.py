@@ -1,4 +1,4 @@
-"""Quantisation after training: integer weights shared by all subnets, activation ranges of each (METHODS 4.10).
+"""Quantisation after training: integer weights shared by all subnets, activation ranges of each.
 
 `docs/quant.md` defines the arithmetic; `Quantized.__call__` is its PyTorch form, equal to the engine bit for bit.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -53,6 +53,8 @@ from rheostat.program import (
     whole_groups,
 )
 from rheostat.spec import ArtifactError, Quant
+from rheostat.train import checkpoint as checkpoints
+from rheostat.train.fit import _batches, _num_steps, _rate, _seeded
 from rheostat.train.lower import lower
 from rheostat.train.supernet import Supernet
 
@@ -207,39 +209,62 @@ def finetune(
     lr: float = 1e-3,
     ranges: str = "max",
     batches: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    seed: int = 0,
 ) -> Quantized:
     """Quantisation-aware fine-tuning of all subnets together, then `quantize`.
 
     The forward pass rounds weights and values as the integers will be; gradients pass the rounding straight through and
-    stop where a value is clamped. Activation ranges and norm statistics stay as they are at the start. METHODS 4.10: a
-    tenth of the epochs of training at a tenth of its learning rate, where rounding costs more than 0.3 points. SGD
-    with momentum 0.9, loss summed over the subnets. Changes `net` in place.
+    stop where a value is clamped. Activation ranges and norm statistics stay as they are at the start. A tenth of the
+    epochs of training at a tenth of its learning rate is enough, where rounding costs more than 0.3 points. SGD with
+    momentum 0.9, the rate falling to 0 in a cosine, the loss summed over the subnets. Changes `net` in place.
 
-    Raises what `quantize` raises.
+    checkpoint, resume, seed: as in `fit`; to resume, give the same float network as the first time.
+
+    Raises what `quantize` raises, and ValueError when the loss is no longer finite.
 
     >>> quantized = finetune(net, loader, epochs=3, lr=0.01)  # doctest: +SKIP
     """
-    start = quantize(net, loader, quant, ranges=ranges, batches=batches)
-    bits = start.program.quant
+    steps, device, first = _num_steps(loader), next(net.parameters()).device, 0
+
+    def now() -> Quantized:
+        """Calibrated on the same batches at the start, at the end, and when resumed."""
+        with _seeded(seed, 0, device):
+            return quantize(net, _batches(loader, steps, seed, 0), quant, ranges=ranges, batches=batches)
+
+    bits = now().program.quant
     assert bits is not None
     program, fixed = lower(net)
-    program, device = _split(program), next(net.parameters()).device
+    program = _split(program)
     levels = {name: torch.tensor(a, device=device) for name, a in fixed.items() if name.endswith(LEVELS)}
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=True)
-    for _ in range(epochs):
-        for x, y in loader:
-            state = net.state_dict() | dict(net.named_parameters()) | levels
-            tensors = _rounded_weights(program, state, bits.bits_weights)
-            loss = torch.zeros((), device=device)
-            for k in range(len(program.subnets)):
-                values = _float_values(program, tensors, k, x.to(device), _fake(bits, k))
-                loss = loss + F.cross_entropy(values[program.outputs[0]], y.to(device))
-            optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            optimizer.step()
+    settings = {"quant": asdict(bits), "epochs": epochs, "lr": lr, "steps": steps, "seed": seed}
+    if checkpoint is not None and (saved := checkpoints.resumed("finetune", checkpoint, resume, settings)):
+        checkpoints.restore_(net, optimizer, saved)
+        first = saved.state["epoch"]
+    for epoch in range(first, epochs):
+        total = torch.zeros((), device=device)
+        with _seeded(seed, epoch, device):
+            for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
+                optimizer.param_groups[0]["lr"] = lr * _rate(epoch * steps + step, epochs * steps, 0)
+                state = net.state_dict() | dict(net.named_parameters()) | levels
+                tensors = _rounded_weights(program, state, bits.bits_weights)
+                loss = torch.zeros((), device=device)
+                for k in range(len(program.subnets)):
+                    values = _float_values(program, tensors, k, x.to(device), _fake(bits, k))
+                    loss = loss + F.cross_entropy(values[program.outputs[0]], y.to(device))
+                optimizer.zero_grad(set_to_none=False)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+        if not math.isfinite(float(total)):
+            raise ValueError(f"finetune: epoch {epoch + 1}: the loss is not finite; lower lr")
+        if checkpoint is not None:
+            checkpoints.write(checkpoint, net, optimizer, {"settings": settings, "epoch": epoch + 1})
     with torch.no_grad():
         net.refresh_()
-    return quantize(net, loader, quant, ranges=ranges, batches=batches)
+    return now()
 
 
 def _straight(rounded: Tensor, x: Tensor) -> Tensor:
