@@ -18,7 +18,7 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 CORE = ("spec", "program", "encodings", "artifact", "cost", "sizes", "energy")
 TRAIN = (
     *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
-    *("data", "checkpoint", "fit", "criteria", "nested", "admm", "lasso", "slim", "lower", "quant"),
+    *("data", "loop", "checkpoint", "fit", "criteria", "nested", "admm", "lasso", "slim", "lower", "quant"),
     *("export",),
 )
 RUN = ("engine", "policy", "governor", "signals")

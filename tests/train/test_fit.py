@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rheostat.train.checkpoint import read
 from rheostat.train.data import ImageLoader
-from rheostat.train.fit import _rate, _sandwich_picks, distillation_loss, evaluate, fit, recalibrate
+from rheostat.train.fit import _sandwich_picks, distillation_loss, evaluate, fit, recalibrate
 from rheostat.train.graph import trace
+from rheostat.train.loop import rate_at
 from rheostat.train.sample import uniform
 from rheostat.train.supernet import Supernet
 
@@ -323,7 +324,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     spy = spied(supernet((1.0,)), [batch(4)] * 4, epochs=3, warmup=0.5)
     falling = [0.25 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
     assert spy.rates == pytest.approx([0.25, 0.5, *falling])  # of Spy's own 0.5
-    assert _rate(999, 1000, 0) < 1e-5
+    assert rate_at(999, 1000, 0) < 1e-5
 
 
 def test_clip_norm_limits_the_summed_gradient() -> None:
@@ -346,7 +347,7 @@ def test_another_optimizer_keeps_its_own_settings() -> None:
     net = supernet()
     history = fit(net, [batch()] * 2, epochs=2, lr=9.0, weight_decay=9.0, optimizer=make, progress=False)
     assert [group["weight_decay"] for group in groups[0]] == [0.5, 0.0]
-    assert history[0].lr == pytest.approx(0.01 * _rate(1, 4, 0))
+    assert history[0].lr == pytest.approx(0.01 * rate_at(1, 4, 0))
     assert all(p.ndim > 1 for p in groups[0][0]["params"])
     assert all(p.ndim == 1 for p in groups[0][1]["params"])
     assert sum(len(group["params"]) for group in groups[0]) == len(list(net.parameters()))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from rheostat.spec import Element, Granularity, Kernel, Pattern
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
-from rheostat.train.fit import _num_steps, _progress_bar, fit
+from rheostat.train.fit import fit
 from rheostat.train.graph import Graph
+from rheostat.train.loop import progress_bar, steps_of
 from rheostat.train.masks import Cut, Levels, cubic, natural, planned
 from rheostat.train.sample import uniform
 from rheostat.train.supernet import Supernet
@@ -132,7 +133,7 @@ def admm(
     settings = {
         "cuts": {name: [str(pair.cut) for pair in own] for name, own in pairs.items()},
         "balanced": balanced,
-        "steps": _num_steps(loader),
+        "steps": steps_of(loader),
         "epochs": epochs,
         "decoupled": decoupled,
         "optimizer": [lr, momentum, weight_decay, optimizer is not None],
@@ -142,7 +143,7 @@ def admm(
     state = nn.ModuleList([net.shared, *(pair for own in pairs.values() for pair in own)])
     history = _opened(checkpoint, resume, state, settings)
     (name_of_all,) = net.names
-    with _progress_bar(progress and distributed.rank() == 0, len(rho) * updates) as (show, note):
+    with progress_bar(progress and distributed.rank() == 0, len(rho) * updates) as (show, note):
         while (now := _next_rho(history, rho, updates, tolerance)) is not None:
             for pair in (pair for own in pairs.values() for pair in own):
                 pair.u *= (history[-1].rho if history else now) / now
@@ -277,7 +278,7 @@ class _Later:
         self.generator = getattr(loader, "generator", None)
 
     def __len__(self) -> int:
-        return _num_steps(self.loader)
+        return steps_of(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         return iter(self.loader)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rheostat.train.fit import _call, _device, _eval_mode, _to
 from rheostat.train.graph import Graph
+from rheostat.train.loop import call, device_of, eval_mode, to_device
 from rheostat.train.masks import prunable
 
 
@@ -29,10 +29,10 @@ def taylor(
     """
     weights = {name: weight for name, weight in prunable(graph).items() if weight.requires_grad}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    device, num_batches = _device(graph.model), 0
-    with _eval_mode(graph.model):
+    device, num_batches = device_of(graph.model), 0
+    with eval_mode(graph.model):
         for x, y in islice(loader, batches):
-            loss = F.cross_entropy(_call(graph.model, _to(x, device, False)).float(), y.to(device))
+            loss = F.cross_entropy(call(graph.model, to_device(x, device, False)).float(), y.to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             for total, weight, gradient in zip(totals.values(), weights.values(), gradients, strict=True):
                 total += (weight.detach() * gradient).abs()
@@ -67,11 +67,11 @@ def wanda(
     kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
     layers = [m for m in graph.model.modules() if isinstance(m, kinds) and id(m.weight) in names]
     hooks = [layer.register_forward_hook(add) for layer in layers]
-    device, num_batches = _device(graph.model), 0
+    device, num_batches = device_of(graph.model), 0
     try:
-        with _eval_mode(graph.model):
+        with eval_mode(graph.model):
             for x, _ in islice(loader, batches):
-                _call(graph.model, _to(x, device, False))
+                call(graph.model, to_device(x, device, False))
                 num_batches += 1
     finally:
         for hook in hooks:

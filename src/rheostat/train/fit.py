@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
 import warnings
@@ -26,6 +25,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
 from rheostat.train.data import ImageLoader, epoch_seed
+from rheostat.train.loop import (
+    batches_of,
+    call,
+    decay_groups,
+    device_of,
+    eval_mode,
+    logits_of,
+    progress_bar,
+    rate_at,
+    seeded,
+    steps_of,
+    tensors_in,
+    to_device,
+)
 from rheostat.train.supernet import Supernet
 
 SECONDS_BETWEEN_LOOKS = (
@@ -116,7 +129,7 @@ def fit(
     >>> history[-1].accuracy  # doctest: +SKIP
     {'0.25': 0.81, '0.5': 0.87, '0.75': 0.9, '1.0': 0.91}
     """
-    steps = _num_steps(loader)
+    steps = steps_of(loader)
     _check_settings(epochs, lr, warmup, distill, temperature, label_smoothing, clip_norm, precision)
     if teacher is not None and inplace:
         raise ValueError(
@@ -131,12 +144,12 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     if optimizer is None:
-        groups = _decay_groups(net, {"weight_decay": weight_decay})
+        groups = decay_groups(net, {"weight_decay": weight_decay})
         optim: torch.optim.Optimizer = torch.optim.SGD(
             groups, lr, momentum, nesterov=nesterov and momentum > 0
         )
     else:
-        optim = optimizer(_decay_groups(net, {}))
+        optim = optimizer(decay_groups(net, {}))
     peaks = [group["lr"] for group in optim.param_groups]
 
     history: list[Epoch] = []
@@ -183,10 +196,10 @@ def fit(
         soft = torch.empty(0)
         if guide is not None:
             with torch.no_grad():
-                soft = _logits(guide, x, autocast)
+                soft = logits_of(guide, x, autocast)
         net.attach_grads_()
         for k in sorted(picked, reverse=True):
-            logits = _logits(modules[k], x, autocast)
+            logits = logits_of(modules[k], x, autocast)
             if guide is not None:
                 loss = distillation_loss(logits, y, soft, distill, temperature, label_smoothing)
             elif inplace and k < largest:
@@ -212,7 +225,7 @@ def fit(
 
     with (
         _quiet(len(net)),
-        _progress_bar(progress and distributed.rank() == 0 and len(history) < epochs, epochs * steps) as (
+        progress_bar(progress and distributed.rank() == 0 and len(history) < epochs, epochs * steps) as (
             show,
             note,
         ),
@@ -220,19 +233,19 @@ def fit(
         for epoch in range(len(history), epochs):
             started = looked = time.perf_counter()
             meter = _Meter(names, steps, device)
-            with _seeded(seed, epoch, device):
+            with seeded(seed, epoch, device):
                 picks = (
                     _sandwich_picks(len(names), steps, seed, epoch)
                     if sandwich
                     else [range(len(names))] * steps
                 )
                 net.train()
-                for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
-                    x, y = _to(x, device, channels_last), y.to(device, non_blocking=True)
+                for step, (x, y) in enumerate(batches_of(loader, steps, seed, epoch)):
+                    x, y = to_device(x, device, channels_last), y.to(device, non_blocking=True)
                     if step == 0:
                         _check_batch(net, x, y)
                     number = epoch * steps + step
-                    rate = _rate(number, epochs * steps, round(warmup * steps))
+                    rate = rate_at(number, epochs * steps, round(warmup * steps))
                     for group, peak in zip(optim.param_groups, peaks, strict=True):
                         group["lr"] = rate * peak
                     train_step(
@@ -251,7 +264,7 @@ def fit(
                     # The artifact is float32, so the numbers that go into it are measured so.
                     last = epoch == epochs - 1
                     kind = torch.autocast(device.type, enabled=False) if last else autocast
-                    with _eval_mode(*net):
+                    with eval_mode(*net):
                         found = _accuracies(
                             [net[k] for k in trained], validation, device, kind, channels_last
                         )
@@ -308,9 +321,9 @@ def evaluate(
     0.75
     """
     modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
-    device = _device(net)
+    device = device_of(net)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    with _eval_mode(*modules):
+    with eval_mode(*modules):
         scores = _accuracies(modules, loader, device, autocast, channels_last)
     return dict(zip(net.names, scores, strict=True)) if isinstance(net, Supernet) else scores[0]
 
@@ -327,7 +340,7 @@ def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: i
     norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
     norms = [norm for norm in norms if norm.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
-    with _eval_mode(*modules):
+    with eval_mode(*modules):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's cumulative average
@@ -336,7 +349,7 @@ def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: i
             num_batches = 0
             for x, _ in islice(loader, batches):
                 for module in modules:
-                    _call(module, _to(x, _device(net), channels_last=False))
+                    call(module, to_device(x, device_of(net), channels_last=False))
                 num_batches += 1
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -404,8 +417,8 @@ def _accuracies(
     hits, num_samples = torch.zeros(len(modules), device=device), 0
     with torch.no_grad():
         for x, y in loader:
-            x, y = _to(x, device, channels_last), y.to(device)
-            hits += torch.stack([(_logits(module, x, autocast).argmax(1) == y).sum() for module in modules])
+            x, y = to_device(x, device, channels_last), y.to(device)
+            hits += torch.stack([(logits_of(module, x, autocast).argmax(1) == y).sum() for module in modules])
             num_samples += len(y)
     if num_samples == 0:
         raise ValueError("evaluate: got an empty loader; want at least one batch.")
@@ -440,42 +453,14 @@ def _open_checkpoint(
     return [Epoch(**record) for record in saved.state["history"]]
 
 
-def _batches(
-    loader: Iterable[tuple[Any, Tensor]], steps: int, seed: int, epoch: int
-) -> Iterator[tuple[Any, Tensor]]:
-    """The batches of one epoch, in an order that depends on the epoch and not on what was drawn before."""
-    for source in (loader, getattr(loader, "sampler", None)):  # a DataLoader may have a DistributedSampler
-        set_epoch = getattr(source, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
-    generator = getattr(loader, "generator", None)  # a DataLoader's own
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(epoch_seed(seed, epoch))
-    done = 0
-    for x, y in islice(loader, steps):
-        if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64:
-            got = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"fit: epoch {epoch + 1}, step {done + 1}: got labels {got}; want int64 [N].")
-        if isinstance(x, Tensor) and len(x) != len(y):
-            raise ValueError(
-                f"fit: epoch {epoch + 1}, step {done + 1}: got {len(x)} samples and {len(y)} labels."
-            )
-        yield x, y
-        done += 1
-    if done < steps:
-        raise ValueError(
-            f"fit: epoch {epoch + 1}: got {done} batches; want the {steps} that len(loader) says."
-        )
-
-
 def _check_batch(net: Supernet, x: Any, y: Tensor) -> None:
     """Try the largest subnet on one batch, so that a wrong shape is told in our words and not by a kernel."""
     try:
-        with torch.no_grad(), _eval_mode(net[-1]), torch.random.fork_rng([]):
-            logits = _call(net[-1], x)
+        with torch.no_grad(), eval_mode(net[-1]), torch.random.fork_rng([]):
+            logits = call(net[-1], x)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        got = [list(tensor.shape) for tensor in _tensors(x)]
-        want = [list(tensor.shape) for tensor in _tensors(net.graph.kwargs or net.graph.args)]
+        got = [list(tensor.shape) for tensor in tensors_in(x)]
+        want = [list(tensor.shape) for tensor in tensors_in(net.graph.kwargs or net.graph.args)]
         raise ValueError(
             f"fit: got a batch of shapes {got}, which the model does not take ({error}); want them like those of the "
             f"traced example, {want}."
@@ -487,18 +472,6 @@ def _check_batch(net: Supernet, x: Any, y: Tensor) -> None:
             f"fit: got labels from {int(y.min())} to {int(y.max())}; want 0 to {logits.shape[1] - 1}, as the model has "
             f"{logits.shape[1]} outputs."
         )
-
-
-def _num_steps(loader: Iterable[tuple[Any, Tensor]]) -> int:
-    try:
-        steps = len(loader)  # pyright: ignore[reportArgumentType]
-    except TypeError as error:
-        raise ValueError(
-            f"fit: got a {type(loader).__name__} without len; want a loader that knows it."
-        ) from error
-    if steps < 1:
-        raise ValueError("fit: got an empty loader; want at least one batch an epoch.")
-    return steps
 
 
 def _check_settings(
@@ -526,27 +499,12 @@ def _check_settings(
             raise ValueError(f"fit: got {got}; want {want}.")
 
 
-def _rate(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Fraction of the peak learning rate: a line up to 1, then half a cosine down to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
-
-
 def _sandwich_picks(num_subnets: int, steps: int, seed: int, epoch: int) -> list[Sequence[int]]:
     """The subnets that each step trains: the smallest, two between, the largest (US-Nets, section 3.2)."""
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     between = max(num_subnets - 2, 0)
     draws = [(1 + torch.randperm(between, generator=generator)[:2]).tolist() for _ in range(steps)]
     return [sorted({0, *draw, num_subnets - 1}) for draw in draws]
-
-
-def _decay_groups(net: nn.Module, decaying: dict[str, float]) -> list[dict[str, Any]]:
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], **decaying},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _frozen(teacher: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
@@ -567,58 +525,6 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _call(module: Callable[..., Tensor], x: Any) -> Tensor:
-    if isinstance(x, dict):
-        return module(**x)
-    return module(*x) if isinstance(x, tuple | list) else module(x)
-
-
-def _logits(module: Callable[..., Tensor], x: Any, autocast: torch.autocast) -> Tensor:
-    """Outputs of at least float32: the loss is not taken in half precision."""
-    with autocast:
-        logits = _call(module, x)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    values = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else [x]
-    return [value for value in values if isinstance(value, Tensor)]
-
-
-def _to(x: Any, device: torch.device, channels_last: bool) -> Any:
-    if isinstance(x, dict):
-        return {name: _to(value, device, channels_last) for name, value in x.items()}
-    if isinstance(x, tuple | list):
-        return tuple(_to(value, device, channels_last) for value in x)
-    layout = torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format
-    return x.to(device, non_blocking=True, memory_format=layout)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def _eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Each submodule gets its own mode back, so that a norm frozen by the user stays frozen."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """An epoch's random numbers depend on nothing before it, which is why a checkpoint needs none of their state."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(epoch_seed(seed, epoch))
-        yield
-
-
 @contextmanager
 def _quiet(num_subnets: int) -> Iterator[None]:
     """Settings of torch that many subnets of one class need; both are put back."""
@@ -630,27 +536,6 @@ def _quiet(num_subnets: int) -> Iterator[None]:
         # Aliases have the layout of a slice, not of a small tensor: that is the point of them.
         warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
         yield
-
-
-@contextmanager
-def _progress_bar(
-    enabled: bool, total: int
-) -> Iterator[tuple[Callable[[int, str, str], None], Callable[[str], None]]]:
-    """Two functions: move the bar, and print a line above it."""
-    if not enabled:
-        yield (lambda *_: None), (lambda _: None)
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    status = TextColumn("{task.fields[status]}", markup=False)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn(), status, transient=True
-    ) as bar:
-        task = bar.add_task("", total=total, status="")
-        yield (
-            lambda done, what, status: bar.update(task, completed=done, description=what, status=status),
-            lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )
 
 
 def _summary(record: Epoch, epochs: int) -> str:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
-from rheostat.train.fit import _batches, _decay_groups, _logits, _num_steps, _progress_bar, _seeded, _to
 from rheostat.train.graph import Graph
+from rheostat.train.loop import batches_of, decay_groups, logits_of, progress_bar, seeded, steps_of, to_device
 from rheostat.train.sample import subnet_of, uniform
 from rheostat.train.supernet import Supernet
 
@@ -429,13 +429,13 @@ class _Run:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"Lasso: got precision={self.precision!r}; want 'float32' or 'bfloat16'.")
         lasso, graph = self.lasso, self.graph
-        steps = _num_steps(self.loader)
+        steps = steps_of(self.loader)
         model = copy.deepcopy(graph.model).train()
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         device = next(model.parameters()).device
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        decaying = _decay_groups(model, {"weight_decay": lasso.weight_decay})
+        decaying = decay_groups(model, {"weight_decay": lasso.weight_decay})
         optim = torch.optim.SGD(decaying, lasso.lr, lasso.momentum)
         pruner = Pruner(graph, model, lasso, inside)
         pruner.hold_(optim)
@@ -480,15 +480,15 @@ class _Run:
                     take(epoch, step)
 
         total = lasso.epochs * steps
-        with _progress_bar(self.progress, total) as (show, note):
+        with progress_bar(self.progress, total) as (show, note):
             for epoch in range(first, lasso.epochs):
                 if len(taken) == len(targets.values):
                     break
                 losses, seen = torch.zeros((), device=device), 0
-                with _seeded(self.seed, epoch, device):
-                    for step, (x, y) in enumerate(_batches(self.loader, steps, self.seed, epoch)):
-                        x, y = _to(x, device, self.channels_last), y.to(device)
-                        loss = F.cross_entropy(_logits(model, x, autocast), y)
+                with seeded(self.seed, epoch, device):
+                    for step, (x, y) in enumerate(batches_of(self.loader, steps, self.seed, epoch)):
+                        x, y = to_device(x, device, self.channels_last), y.to(device)
+                        loss = F.cross_entropy(logits_of(model, x, autocast), y)
                         optim.zero_grad(set_to_none=True)
                         loss.backward()
                         optim.step()

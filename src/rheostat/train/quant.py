@@ -54,7 +54,7 @@ from rheostat.program import (
 )
 from rheostat.spec import ArtifactError, Quant
 from rheostat.train import checkpoint as checkpoints
-from rheostat.train.fit import _batches, _num_steps, _rate, _seeded
+from rheostat.train.loop import batches_of, rate_at, seeded, steps_of
 from rheostat.train.lower import lower
 from rheostat.train.supernet import Supernet
 
@@ -226,12 +226,12 @@ def finetune(
 
     >>> quantized = finetune(net, loader, epochs=3, lr=0.01)  # doctest: +SKIP
     """
-    steps, device, first = _num_steps(loader), next(net.parameters()).device, 0
+    steps, device, first = steps_of(loader), next(net.parameters()).device, 0
 
     def now() -> Quantized:
         """Calibrated on the same batches at the start, at the end, and when resumed."""
-        with _seeded(seed, 0, device):
-            return quantize(net, _batches(loader, steps, seed, 0), quant, ranges=ranges, batches=batches)
+        with seeded(seed, 0, device):
+            return quantize(net, batches_of(loader, steps, seed, 0), quant, ranges=ranges, batches=batches)
 
     bits = now().program.quant
     assert bits is not None
@@ -245,9 +245,9 @@ def finetune(
         first = saved.state["epoch"]
     for epoch in range(first, epochs):
         total = torch.zeros((), device=device)
-        with _seeded(seed, epoch, device):
-            for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
-                optimizer.param_groups[0]["lr"] = lr * _rate(epoch * steps + step, epochs * steps, 0)
+        with seeded(seed, epoch, device):
+            for step, (x, y) in enumerate(batches_of(loader, steps, seed, epoch)):
+                optimizer.param_groups[0]["lr"] = lr * rate_at(epoch * steps + step, epochs * steps, 0)
                 state = net.state_dict() | dict(net.named_parameters()) | levels
                 tensors = _rounded_weights(program, state, bits.bits_weights)
                 loss = torch.zeros((), device=device)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rheostat.spec import Subnet
-from rheostat.train.fit import _device, _eval_mode, _logits, _to, recalibrate
+from rheostat.train.fit import recalibrate
+from rheostat.train.loop import device_of, eval_mode, logits_of, to_device
 from rheostat.train.sample import subnet_of
 from rheostat.train.small import module_of
 from rheostat.train.supernet import Supernet
@@ -98,12 +99,12 @@ def _narrower(graph: Any, widths: tuple[int, ...], group: int, step: float, roun
 
 @torch.no_grad()
 def _loss(module: nn.Module, loader: Iterable[tuple[Any, Tensor]]) -> float:
-    device = _device(module)
+    device = device_of(module)
     exact = torch.autocast(device.type, enabled=False)
     losses, sizes = [], []
-    with _eval_mode(module):
+    with eval_mode(module):
         for x, y in loader:
-            logits = _logits(module, _to(x, device, False), exact)
+            logits = logits_of(module, to_device(x, device, False), exact)
             losses.append(float(F.cross_entropy(logits, y.to(device), reduction="sum")))
             sizes.append(len(y))
     if not sizes:
