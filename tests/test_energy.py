@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +104,10 @@ def test_mistakes() -> None:
         switch_cost(SIZES[::-1], 0, 1, "swap")
     with pytest.raises(ValueError, match="length=0"):
         lea(0)
+
+
+def test_the_example_in_the_documentation() -> None:
+    page = Path(__file__).parents[1] / "docs" / "energy.md"
+    done = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert done.attempted == 3
+    assert done.failed == 0
