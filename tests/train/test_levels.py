@@ -230,6 +230,15 @@ def test_modes(mode: str) -> None:
         assert all(torch.equal(t, other.state_dict()[n]) for n, t in net.state_dict().items())
     with pytest.raises(ValueError, match="staged"):
         fit_nested(net, batches(), epochs=1, mode="stages")
+    with pytest.raises(ValueError, match="one for each of"):
+        fit_nested(net, batches(), epochs=[1, 2, 3, 4], mode=mode)
+
+
+def test_stages_of_different_length() -> None:
+    model = small_net()
+    net = rh.Supernet(rh.trace(model, torch.zeros(1, 1, 8, 8)), levels=random_levels(model))
+    stages = fit_nested(net, batches(), epochs=[3, 1, 2], progress=False)
+    assert [len(stage) for stage in stages] == [3, 1, 2]
 
 
 def test_stages_resume(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def fit_nested(
     net: Supernet,
     loader: Iterable[tuple[Any, Tensor]],
     *,
-    epochs: int,
+    epochs: int | Sequence[int],
     mode: str = "staged",
     lr: float = 0.1,
     weight_decay: float = 1e-4,
@@ -40,12 +40,13 @@ def fit_nested(
     """Train nested subnets by stages and give the record of each stage (pruning paper, equations 2 to 4).
 
     mode:
-        "staged": `epochs` for the smallest subnet, then `epochs` for each larger one, in which only those weights move
-            that it has and no smaller one. Biases and other whole parameters train in the first stage; after its stage
+        "staged": the smallest subnet, then each larger one, in whose stage only those weights move that it has and no
+            smaller one. Biases and other whole parameters train in the first stage; after its stage
             a subnet's outputs stay the same to the last bit.
         "joint": all subnets in each step (`fit`; dynamic paper, equation 5).
         "raw": the first stage alone. Larger subnets add the weights as `net` got them: the paper's literal equations.
         "subset": no training; every subnet is the masked net as it is.
+    epochs: of each stage, one number for all or one for each.
     checkpoint: stage k writes `checkpoint` with `-stage{k}` before the suffix; with `resume=True` finished stages are
         read, and the one that was cut short goes on.
 
@@ -60,15 +61,20 @@ def fit_nested(
         raise ValueError(f"fit_nested: got mode={mode!r}; want one of {', '.join(MODES)}")
     own = [range(len(net))] if mode == "joint" else [[k] for k in range(len(net))]
     stages = own[: {"raw": 1, "subset": 0}.get(mode)]
+    lengths = [epochs] * len(stages) if isinstance(epochs, int) else list(epochs)
+    if len(lengths) != len(stages):
+        raise ValueError(
+            f"fit_nested: got epochs={epochs}; want one number, or one for each of {len(stages)} stages"
+        )
     history = []
     try:
-        for k, subnets in enumerate(stages):
+        for k, (subnets, length) in enumerate(zip(stages, lengths, strict=True)):
             net.freeze_except_(None if mode == "joint" else k)
             history.append(
                 fit(
                     net,
                     loader,
-                    epochs=epochs,
+                    epochs=length,
                     lr=lr,
                     weight_decay=weight_decay,
                     optimizer=optimizer,
