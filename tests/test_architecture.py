@@ -20,7 +20,7 @@ TRAIN = (
     *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
     *("lower", "quant", "export"),
 )
-RUN = ("engine", "policy", "governor", "signals")
+RUN = ("engine", "export_c", "policy", "governor", "signals")
 ORDER = (
     *(f"rheostat.{name}" for name in CORE),
     *(f"rheostat.run.{name}" for name in RUN),

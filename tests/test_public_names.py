@@ -13,9 +13,9 @@ import rheostat
 PUBLIC = [
     "ArtifactError", "Cap", "CapSlack", "Cost", "Decision", "EnergyGovernor", "Engine", "Fixed", "ImageLoader",
     "Lasso", "LatencyGovernor", "Observation", "Profile", "Quant", "Signals", "Subnet", "SubnetInfo",
-    "Supernet", "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_onnx",
-    "fit", "latency", "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save", "single_path",
-    "slim", "trace", "uniform",
+    "Supernet", "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_c",
+    "export_onnx", "fit", "latency", "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save",
+    "single_path", "slim", "trace", "uniform",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from rheostat.cost import cost
 if TYPE_CHECKING:
     from rheostat.measure import calibrate, latency
     from rheostat.run.engine import Engine
+    from rheostat.run.export_c import export_c
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
     from rheostat.run.policy import (
         CapSlack,
@@ -65,6 +66,7 @@ __all__ = [
     "choose",
     "cost",
     "evaluate",
+    "export_c",
     "export_onnx",
     "fit",
     "latency",
@@ -104,6 +106,7 @@ _HOMES = {
     "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
     "evaluate": "rheostat.train.fit",
+    "export_c": "rheostat.run.export_c",
     "export_onnx": "rheostat.train.export",
     "fit": "rheostat.train.fit",
     "latency": "rheostat.measure",
