@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reference import _conv, _windows
+from reference import _conv, _windows, of_subnet
 from rheostat.program import Program, reads
 
 
@@ -24,6 +24,7 @@ def integers(program: Program, tensors: dict[str, np.ndarray], k: int, x: np.nda
     quant = program.quant
     assert quant is not None
     assert program.ops is not None
+    tensors = of_subnet(tensors, k)
     low, top = bounds(program, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         q = np.rint(x.astype(np.float32) / np.float32(quant.scales[0][k]))

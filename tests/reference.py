@@ -14,6 +14,7 @@ from rheostat.program import Program, reads
 def run(program: Program, tensors: dict[str, np.ndarray], k: int, x: np.ndarray) -> list[np.ndarray]:
     """The outputs of subnet `k` for a batch x [N, ...]."""
     assert program.ops is not None, program.unsupported
+    tensors = of_subnet(tensors, k)
     values = {0: x.astype(np.float64)}
     for op in program.ops:
         inputs = [values[v] for v in reads(op)]
@@ -22,6 +23,12 @@ def run(program: Program, tensors: dict[str, np.ndarray], k: int, x: np.ndarray)
         assert y.shape == (len(x), out.kept(k), *out.space), (op, y.shape)
         values[op.output] = y
     return [values[v] for v in program.outputs]
+
+
+def of_subnet(tensors: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    """The tensors with zeros where their levels are above `k`."""
+    levels = {name: tensors.get(f"{name}@levels", np.zeros((), np.uint8)) for name in tensors}
+    return {name: np.where(levels[name] <= k, array, array.dtype.type(0)) for name, array in tensors.items()}
 
 
 def _run(

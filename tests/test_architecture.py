@@ -15,7 +15,7 @@ RECIPES = ROOT / "recipes" / "rheostat_recipes"
 NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
-CORE = ("spec", "program", "artifact", "cost")
+CORE = ("spec", "program", "encodings", "artifact", "cost")
 TRAIN = (
     *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
     *("lower", "quant", "export"),

@@ -21,9 +21,10 @@ from hypothesis.extra import numpy as hnp
 from jsonschema import Draft202012Validator
 
 from attacks.hostile import take_apart, toy
+from attacks.test_integers import toy as integers
 from rheostat import artifact
-from rheostat.program import Plan, Program, to_json
-from rheostat.spec import ArtifactError
+from rheostat.program import Conv2d, Input, Linear, Plan, Program, Segment, Value, plan, to_json
+from rheostat.spec import ArtifactError, SubnetInfo
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "artifact.schema.json").read_text(encoding="utf-8"))
 
@@ -73,7 +74,7 @@ arrays = st.one_of(
     hnp.arrays(np.float16, hnp.array_shapes(max_side=3), elements=st.floats(-1, 1, width=16)),
 )
 names = st.text(st.characters(blacklist_characters="/\\"), min_size=1, max_size=20).filter(
-    lambda s: s.isprintable() and ".." not in s and s != "__metadata__"
+    lambda s: s.isprintable() and ".." not in s and s != "__metadata__" and not s.endswith("@levels")
 )
 numbers = st.one_of(st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False), names)
 
@@ -200,6 +201,186 @@ def test_a_wrong_program_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="overlap"):
         artifact.write(tmp_path / "a.safetensors", replace(program, plan=Plan(576, (0,) * 6)), tensors)
     assert not list(tmp_path.iterdir())
+
+
+# ---- Levels ----
+
+
+def leveled(quantised: bool) -> tuple[Program, dict[str, np.ndarray]]:
+    """The toy of floats or of integers with random levels for all its weights, within the widths or below."""
+    program, tensors = integers() if quantised else toy()
+    rng = np.random.default_rng(0)
+    for name in ("a.weight", "b.weight", "fc.weight"):
+        if name in tensors:
+            levels = rng.integers(0, 3, tensors[name].shape).astype(np.uint8)
+            tensors |= {name: tensors[name] * (levels < 2), f"{name}@levels": levels}
+    return program, tensors
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_levels_come_back_and_the_bytes_with_them(quantised: bool, tmp_path: Path) -> None:
+    program, tensors = leveled(quantised)
+    assert artifact.with_levels(program, tensors).levels
+    artifact.write(tmp_path / "a.safetensors", program, tensors)
+    got, arrays = artifact.read(tmp_path / "a.safetensors")
+    assert got.levels == artifact.with_levels(program, tensors).levels
+    assert artifact.with_levels(got, arrays).levels == got.levels
+    assert replace(got, sha256=program.sha256, levels={}) == program
+    assert list(arrays) == sorted(tensors)
+    for k, info in enumerate(program.subnets):  # what a subnet uses of a tensor has not changed
+        assert info.name == got.subnets[k].name
+        for name in got.levels:
+            levels = arrays[f"{name}@levels"]
+            for before, after in zip(tensors[name][levels <= k], arrays[name][levels <= k], strict=True):
+                assert before == after
+            assert (levels[levels <= k] >= tensors[f"{name}@levels"][levels <= k]).all()
+            assert not arrays[name][levels == 2].any()
+            assert got.levels[name].kept(k) == (levels <= k).sum()
+    for name in ("a.weight", "a.weight@levels"):
+        with pytest.raises(ValueError, match="read-only"):
+            arrays[name][...] = 0
+    artifact.write(tmp_path / "b.safetensors", got, arrays)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    program_only, shapes = artifact.read_header(tmp_path / "a.safetensors")
+    assert program_only == got
+    assert {n: shape for n, (_, shape) in shapes.items()} == {n: a.shape for n, a in arrays.items()}
+
+
+def test_a_weight_outside_the_widths_has_the_level_of_the_first_subnet_that_holds_it(tmp_path: Path) -> None:
+    program, tensors = toy()
+    for name in ("a.weight", "b.weight", "fc.weight"):
+        tensors[f"{name}@levels"] = np.zeros(tensors[name].shape, np.uint8)
+    artifact.write(tmp_path / "a.safetensors", program, tensors)
+    _, arrays = artifact.read(tmp_path / "a.safetensors")
+    first = np.array([0, 0, 1, 1])
+    assert np.array_equal(arrays["a.weight@levels"][:, 1, 2, 0], first)
+    assert np.array_equal(arrays["b.weight@levels"][:, :, 1, 1], np.maximum(first[:, None], first))
+    assert np.array_equal(arrays["fc.weight@levels"], np.tile(first, (5, 2)))
+    assert all(np.array_equal(arrays[n], tensors[n]) for n in toy()[1])
+
+
+def test_levels_of_groups_within_a_convolution(tmp_path: Path) -> None:
+    """Whole groups removed, a prefix of each group, and a linear behind a space: by the definition, index by index."""
+    half = (Segment(4, (2, 4)),)
+    values = (
+        Value((Segment(4, (4, 4)),), (3, 2)),
+        Value(half, (3, 2)),
+        Value(half, (3, 2)),  # two groups of two: the first stays
+        Value((Segment(3, (1, 3)),) * 2, (3, 2)),
+        Value((Segment(4, (3, 4)),) * 2, (3, 2)),  # both groups stay, three of four channels each
+        Value((Segment(5, (5, 5)),), ()),
+    )
+    one, none = (1, 1), (0, 0)
+    ops = (
+        Conv2d(0, 1, "first", None, one, none, one, (1, 1)),
+        Conv2d(1, 2, "whole", None, one, none, one, (1, 2)),
+        Conv2d(2, 3, "spread", None, one, none, one, (1, 1)),
+        Conv2d(3, 4, "prefix", None, one, none, one, (2, 2)),
+        Linear(4, 5, "fc", None),
+    )
+    program = replace(
+        bare(), input=Input("x", (4, 3, 2)), values=values, ops=ops, outputs=(5,), unsupported=None,
+        plan=plan(values, ops, (5,)), groups=(),
+    )  # fmt: skip
+    shapes = {
+        "first": (4, 4, 1, 1),
+        "whole": (4, 2, 1, 1),
+        "spread": (6, 4, 1, 1),
+        "prefix": (8, 3, 1, 1),
+        "fc": (5, 48),
+    }
+    tensors = {n: np.ones(shape, np.float32) for n, shape in shapes.items()}
+    tensors |= {f"{n}@levels": np.zeros(shape, np.uint8) for n, shape in shapes.items()}
+    artifact.write(tmp_path / "a.safetensors", program, tensors)
+    _, arrays = artifact.read(tmp_path / "a.safetensors")
+    for op in ops:
+        x, out, levels = values[op.input], values[op.output], arrays[f"{op.weight}@levels"]
+        per_group = shapes[op.weight][1] if isinstance(op, Conv2d) else x.full
+        groups = x.full // per_group
+        for o, i in np.ndindex(levels.shape[:2]):
+            channel = i // 6 if isinstance(op, Linear) else o // (out.full // groups) * per_group + i
+            held = o in out.indices(0) and channel in x.indices(0)
+            assert levels[o, i].item() == (0 if held else 1), (op.weight, o, i)
+
+
+def test_levels_of_a_weight_that_two_ops_share(tmp_path: Path) -> None:
+    """It counts as held as soon as one of them holds it."""
+    values = (Value((Segment(4, (4, 4)),), ()), *(Value((Segment(4, (n, 4)),), ()) for n in (1, 3)))
+    ops = (Linear(0, 1, "w", None), Linear(0, 2, "w", None))
+    program = replace(
+        bare(), input=Input("x", (4,)), values=values, ops=ops, outputs=(1, 2), unsupported=None,
+        plan=plan(values, ops, (1, 2)), groups=(),
+    )  # fmt: skip
+    tensors = {"w": np.ones((4, 4), np.float32), "w@levels": np.zeros((4, 4), np.uint8)}
+    artifact.write(tmp_path / "a.safetensors", program, tensors)
+    got, arrays = artifact.read(tmp_path / "a.safetensors")
+    assert arrays["w@levels"][:, 0].tolist() == [0, 0, 0, 1]
+    assert got.levels["w"].counts == (12, 4)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_levels_in_the_file_as_documented(quantised: bool, tmp_path: Path) -> None:
+    """Level after level, each in row-major order; nested bitmaps read by hand."""
+    program, tensors = leveled(quantised)
+    path = tmp_path / "a.safetensors"
+    artifact.write(path, program, tensors)
+    stored = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, "np") as file:
+        text = json.loads(file.metadata()["program"])
+    Draft202012Validator({"$defs": SCHEMA["$defs"], "$ref": "#/$defs/program"}).validate(text)
+    assert text["version"] == 3
+    assert ("quant" in text) == quantised
+    assert set(text["levels"]) == {n.removesuffix("@levels") for n in tensors if n.endswith("@levels")}
+    code = text["levels"]["a.weight"]
+    assert code["encoding"] == "nested"
+    digits = "".join(f"{byte:08b}" for byte in stored["a.weight@levels"])
+    small = iter(digits[108:])
+    levels = [1 - int(next(small)) if digit == "1" else 2 for digit in digits[:108]]
+    assert code["shape"] == [4, 3, 3, 3]
+    assert code["counts"] == [levels.count(0), levels.count(1)]
+    want = [
+        w
+        for k in range(2)
+        for w, level in zip(tensors["a.weight"].ravel(), levels, strict=True)
+        if level == k
+    ]
+    assert stored["a.weight"].tolist() == want
+    assert stored["a.weight"].dtype == tensors["a.weight"].dtype
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_levels_come_back(tmp_path_factory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    subnets = data.draw(st.integers(1, 5))
+    program = replace(
+        bare(), subnets=tuple(SubnetInfo(str(k), 0, 0, 0) for k in range(subnets)), groups=()
+    )  # fmt: skip
+    tensors: dict[str, np.ndarray] = {}
+    for name in "xyz":
+        shape = data.draw(hnp.array_shapes(max_dims=4, max_side=5))
+        levels = data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, subnets)))
+        kind = data.draw(st.sampled_from([np.float32, np.float64, np.float16, np.int8, np.int16]))
+        weights = data.draw(hnp.arrays(kind, shape, elements=st.integers(-100, 100)))
+        tensors |= {name: np.where(levels < subnets, weights, kind(0)), f"{name}@levels": levels}
+    artifact.write(folder / "a.safetensors", program, tensors)
+    got, arrays = artifact.read(folder / "a.safetensors")
+    for name, array in tensors.items():
+        assert arrays[name].dtype == array.dtype
+        assert np.array_equal(arrays[name], array)
+    artifact.write(folder / "b.safetensors", got, arrays)
+    assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
+
+
+def test_without_its_levels_a_tensor_is_dense_again(tmp_path: Path) -> None:
+    program, tensors = leveled(False)
+    artifact.write(tmp_path / "a.safetensors", program, tensors)
+    got, arrays = artifact.read(tmp_path / "a.safetensors")
+    dense = {n: a for n, a in arrays.items() if not n.endswith("@levels")}
+    artifact.write(tmp_path / "b.safetensors", got, dense)
+    again, arrays = artifact.read(tmp_path / "b.safetensors")
+    assert again.levels == {}
+    assert all(np.array_equal(arrays[n], dense[n]) for n in dense)
 
 
 # ---- Failing disks ----
@@ -385,8 +566,7 @@ def hexdump(data: bytes, start: int) -> str:
 
 def example(path: Path) -> bytes:
     """A convolution and a linear at two widths, as shown in docs/format.md."""
-    from rheostat.program import Conv2d, Group, Input, Linear, Segment, Value, plan
-    from rheostat.spec import SubnetInfo
+    from rheostat.program import Group
 
     values = (
         Value((Segment(1, (1, 1)),), (4, 4)),

@@ -18,12 +18,14 @@ import rheostat.program as module
 from attacks.hostile import toy
 from rheostat.program import (
     ACTIVATIONS,
+    ENCODINGS,
     OPS,
     Activation,
     Add,
     AvgPool2d,
     Concat,
     Conv2d,
+    LevelCode,
     MaxPool2d,
     Op,
     PadChannels,
@@ -89,11 +91,13 @@ def test_every_op_is_in_the_schema_with_its_fields() -> None:
     assert SCHEMA["$defs"]["activation"]["enum"] == list(ACTIVATIONS)
     assert set(SCHEMA["$defs"]["program"]["properties"]) == {"version", *(f.name for f in fields(Program))}
     assert set(SCHEMA["$defs"]["program"]["required"]) == {*SCHEMA["$defs"]["program"]["properties"]} - {
-        "quant"
+        "quant",
+        "levels",
     }
-    for name, kind in (("quant", Quantization), ("quant_op", QuantOp)):
+    for name, kind in (("quant", Quantization), ("quant_op", QuantOp), ("level_code", LevelCode)):
         want = {f.name for f in fields(kind)}
         assert set(SCHEMA["$defs"][name]["properties"]) == set(SCHEMA["$defs"][name]["required"]) == want
+    assert SCHEMA["$defs"]["level_code"]["properties"]["encoding"]["enum"] == list(ENCODINGS)
 
 
 def test_the_schema_accepts_the_toy_and_refuses_what_from_json_refuses() -> None:
@@ -103,6 +107,8 @@ def test_the_schema_accepts_the_toy_and_refuses_what_from_json_refuses() -> None
     for change in (
         lambda p: p.update(version=2),
         lambda p: p.update(version=3),
+        lambda p: p.update(version=4),
+        lambda p: p.update(levels={}),
         lambda p: p.update(quant={}),
         lambda p: p.update(extra=1),
         lambda p: p["ops"][0].update(op="system"),
@@ -115,6 +121,34 @@ def test_the_schema_accepts_the_toy_and_refuses_what_from_json_refuses() -> None
         lambda p: p.update(sha256="x"),
     ):
         bad = json.loads(to_json(toy()[0]))
+        change(bad)
+        assert not schema.is_valid(bad)
+        with pytest.raises(ArtifactError):
+            from_json(json.dumps(bad))
+
+
+def test_a_program_with_levels_comes_back_and_is_in_the_schema() -> None:
+    schema = Draft202012Validator({"$defs": SCHEMA["$defs"], "$ref": "#/$defs/program"})
+    for code in (
+        LevelCode((4, 4, 3, 3), "pattern", 9, (30, 40), 7),
+        LevelCode((144,), "delta", 1, (0, 0), 0),
+    ):
+        program = replace(toy()[0], levels={"b.weight": code})
+        text = to_json(program)
+        assert json.loads(text)["version"] == 3
+        assert from_json(text) == program
+        assert to_json(from_json(text)) == text
+        schema.validate(json.loads(text))
+    for change in (
+        lambda p: p.update(version=1),
+        lambda p: p.update(version=2),
+        lambda p: p.update(levels={}),
+        lambda p: p["levels"]["b.weight"].update(encoding="zip"),
+        lambda p: p["levels"]["b.weight"].update(group=0),
+        lambda p: p["levels"]["b.weight"].update(shape=[]),
+        lambda p: p["levels"]["b.weight"].pop("counts"),
+    ):
+        bad = json.loads(text)
         change(bad)
         assert not schema.is_valid(bad)
         with pytest.raises(ArtifactError):

@@ -34,6 +34,8 @@ struct rh_context {
     int32_t group; /* samples in a lane */
     int64_t lane;  /* floats */
     float *arena;  /* one lane a thread; pages of lanes that no batch needs are never touched */
+    char *scratch; /* room to mask weights in, for each part of a step */
+    int64_t scratches;
     void *memory;
     int64_t *work; /* per subnet: all ops, one sample */
     atomic_int active;
@@ -85,7 +87,8 @@ static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count
     }
 }
 
-static void run_unit(const part *p, const conv *c, const rh_unit *unit, const rh_pixels *pixels) {
+static void run_unit(const part *p, const conv *c, const rh_unit *unit, const float *panel,
+                     const rh_pixels *pixels) {
     const rh_op_plan *plan = &c->op->plan[p->subnet];
     const rh_conv2d_unit args = {
         .runs = plan->runs,
@@ -94,7 +97,7 @@ static void run_unit(const part *p, const conv *c, const rh_unit *unit, const rh
         .input = unit->input,
         .output = unit->output,
         .lone = c->height == 1 && c->width == 1,
-        .panel = c->op->weight + unit->panel * c->op->weight_stride,
+        .panel = panel,
         .panel_stride = c->op->weight_stride,
         .epilogue = {plan->scale + unit->output, plan->shift + unit->output, c->op->activation},
     };
@@ -112,16 +115,18 @@ static void run_panels(const part *p, const conv *c) {
         pixels = share(p, count, RH_BLOCK / 4);
     }
     rh_pixels block;
-    if (weights <= RH_WEIGHTS_NEAR || units.end - units.begin == 1) {
+    if (weights <= RH_WEIGHTS_NEAR && !rh_is_masked(p, c->op)) {
         for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
             point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
-            for (int64_t u = units.begin; u < units.end; u++) run_unit(p, c, &plan->units[u], &block);
+            for (int64_t u = units.begin; u < units.end; u++)
+                run_unit(p, c, &plan->units[u], rh_weights_of(p, c->op, &plan->units[u]), &block);
         }
     } else {
         for (int64_t u = units.begin; u < units.end; u++) {
+            const float *panel = rh_weights_of(p, c->op, &plan->units[u]);
             for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
                 point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
-                run_unit(p, c, &plan->units[u], &block);
+                run_unit(p, c, &plan->units[u], panel, &block);
             }
         }
     }
@@ -130,6 +135,7 @@ static void run_panels(const part *p, const conv *c) {
 static void run_depthwise(const part *p, const conv *c) {
     const rh_op_plan *plan = &c->op->plan[p->subnet];
     const range pixels = share(p, (int64_t)p->samples * c->height * c->width, RH_BLOCK / 4);
+    const float *weight = rh_weights_of(p, c->op, NULL);
     rh_pixels block;
     for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
         point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
@@ -140,7 +146,7 @@ static void run_depthwise(const part *p, const conv *c) {
                 .num_taps = c->op->kernel[0] * c->op->kernel[1],
                 .channels = stretch->count,
                 .offset = stretch->compact,
-                .weight = c->op->weight + stretch->full,
+                .weight = weight + stretch->full,
                 .weight_stride = c->op->weight_stride,
                 .epilogue = {plan->scale + stretch->compact, plan->shift + stretch->compact,
                              c->op->activation},
@@ -376,6 +382,7 @@ static void run_step(const void *argument, int32_t index) {
     const step *s = argument;
     part p = s->part;
     p.index = index;
+    p.scratch += index * p.model->scratch;
     if (p.model->weight_bits != 0) {
         rh_quant_step(&p, s->op, s->input);
     } else if (s->op == NULL) {
@@ -401,7 +408,8 @@ static void run_group(const call *c, int64_t first, int32_t samples, int32_t lan
     const rh_model *model = context->model;
     const rh_value *in = &model->values[0];
     step s = {
-        .part = {model, context->arena + lane * context->lane, context->group, c->subnet, samples, 0, 1},
+        .part = {model, context->arena + lane * context->lane, context->scratch + lane * model->scratch,
+                 context->group, c->subnet, samples, 0, 1},
         .input = c->input + first * in->total * in->height * in->width,
     };
     for (int32_t i = -1; i < model->num_ops; i++) {
@@ -461,7 +469,7 @@ int32_t rh_active(const rh_context *context) {
 }
 
 int64_t rh_context_arena_bytes(const rh_context *context) {
-    return context->lane * context->threads * (int64_t)sizeof(float);
+    return context->lane * context->threads * (int64_t)sizeof(float) + context->scratches * context->model->scratch;
 }
 
 static int32_t fill(rh_context *context, rh_model *model, int32_t threads) {
@@ -473,11 +481,14 @@ static int32_t fill(rh_context *context, rh_model *model, int32_t threads) {
     const int64_t numbers = model->arena * context->group;
     const int64_t floats = model->weight_bits != 0 ? (numbers + 1) / 2 : numbers; /* an int16_t is half a float */
     context->lane = (floats + RH_LANES - 1) / RH_LANES * RH_LANES + RH_LANES;
-    if (context->lane > INT64_MAX / 8 / threads) return RH_TOO_LARGE;
+    context->scratches = threads == 1 ? 1 : 2 * threads; /* as many as parts_of makes */
+    if (context->lane > INT64_MAX / 16 / threads || model->scratch > INT64_MAX / 4 / context->scratches)
+        return RH_TOO_LARGE;
     context->work = calloc((size_t)model->num_subnets, sizeof(int64_t));
-    context->memory = calloc((size_t)(context->lane * threads) * sizeof(float) + RH_ALIGN, 1);
+    context->memory = calloc((size_t)rh_context_arena_bytes(context) + RH_ALIGN, 1);
     if (context->work == NULL || context->memory == NULL) return RH_OUT_OF_MEMORY;
     context->arena = (float *)(((uintptr_t)context->memory + RH_ALIGN - 1) / RH_ALIGN * RH_ALIGN);
+    context->scratch = (char *)(context->arena + context->lane * threads);
     for (int32_t k = 0; k < model->num_subnets; k++) {
         for (int32_t i = 0; i < model->num_ops; i++) context->work[k] += model->ops[i].plan[k].work;
     }

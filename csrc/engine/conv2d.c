@@ -38,10 +38,15 @@ static int32_t clip(const rh_stretch *stretches, int32_t num, int32_t first, int
     return found;
 }
 
-/* Room for `count` packed numbers of the model's type. */
-static int32_t make_room(rh_model *model, rh_op *op, int64_t count) {
-    const int64_t size = model->weight_bits == 0 ? (int64_t)sizeof(float) : op->narrow ? 1 : 2;
+/* Room for `count` packed numbers of the model's type, and for as many levels where there are some. */
+static int32_t make_room(rh_model *model, rh_op *op, const rh_op_desc *desc, int64_t count) {
+    const int64_t size = rh_weight_size(model, op);
     void *room = rh_model_alloc(model, count, size);
+    if (desc->levels != NULL) {
+        op->levels = rh_model_alloc(model, count, 1);
+        if (op->levels == NULL) return RH_OUT_OF_MEMORY;
+        model->weight_bytes += count;
+    }
     if (room == NULL) return RH_OUT_OF_MEMORY;
     if (model->weight_bits == 0) {
         op->weight = room;
@@ -52,7 +57,14 @@ static int32_t make_room(rh_model *model, rh_op *op, int64_t count) {
     return RH_OK;
 }
 
-static inline void put(rh_op *op, int64_t to, const rh_op_desc *desc, int64_t from) {
+/* A weight that no subnet uses stays 0. */
+static inline void put(const rh_model *model, rh_op *op, int64_t to, const rh_op_desc *desc, int64_t from) {
+    if (op->levels != NULL) {
+        const uint8_t level = desc->levels[from];
+        op->levels[to] = level;
+        if (level >= model->num_subnets) return;
+        if (op->whole_from < level) op->whole_from = level;
+    }
     if (op->weight != NULL) {
         op->weight[to] = desc->weight[from];
     } else if (op->narrow) {
@@ -62,12 +74,18 @@ static inline void put(rh_op *op, int64_t to, const rh_op_desc *desc, int64_t fr
     }
 }
 
+/* Room to mask `count` weights of `op` in. */
+static void need_scratch(rh_model *model, const rh_op *op, int64_t count) {
+    const int64_t bytes = (count * rh_weight_size(model, op) + RH_ALIGN - 1) / RH_ALIGN * RH_ALIGN;
+    if (op->whole_from > 0 && model->scratch < bytes) model->scratch = bytes;
+}
+
 static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const column_block *blocks,
                     int32_t num_blocks, int32_t num_panels) {
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
     op->weight_stride = taps * inputs * RH_LANES;
     if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
-    const int32_t status = make_room(model, op, op->weight_stride * num_panels);
+    const int32_t status = make_room(model, op, desc, op->weight_stride * num_panels);
     if (status != RH_OK) return status;
     for (int32_t b = 0; b < num_blocks; b++) {
         for (int32_t c = 0; c < blocks[b].count; c++) {
@@ -75,10 +93,11 @@ static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const co
             const int64_t from = (blocks[b].first + c) * inputs * taps;
             for (int64_t i = 0; i < inputs; i++) {
                 for (int64_t t = 0; t < taps; t++)
-                    put(op, to + (t * inputs + i) * RH_LANES, desc, from + i * taps + t);
+                    put(model, op, to + (t * inputs + i) * RH_LANES, desc, from + i * taps + t);
             }
         }
     }
+    need_scratch(model, op, op->weight_stride * (num_panels < 2 ? 1 : 2));
     return RH_OK;
 }
 
@@ -237,11 +256,12 @@ static int32_t plan_depthwise(rh_model *model, rh_op *op, const rh_op_desc *desc
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1];
     op->depthwise = 1;
     op->weight_stride = rh_round_up(channels, RH_LANES);
-    int32_t status = make_room(model, op, op->weight_stride * taps);
+    int32_t status = make_room(model, op, desc, op->weight_stride * taps);
     if (status != RH_OK) return status;
     for (int64_t t = 0; t < taps; t++) {
-        for (int32_t c = 0; c < channels; c++) put(op, t * op->weight_stride + c, desc, c * taps + t);
+        for (int32_t c = 0; c < channels; c++) put(model, op, t * op->weight_stride + c, desc, c * taps + t);
     }
+    need_scratch(model, op, op->weight_stride * taps);
     for (int32_t k = 0; status == RH_OK && k < model->num_subnets; k++)
         status = plan_depthwise_subnet(model, op, k);
     return status;

@@ -87,6 +87,8 @@ typedef struct {
     float *weight;         /* panels, or [tap][weight_stride] */
     void *integers;        /* integer models: the same, of int8_t or int16_t */
     int32_t narrow;        /* int8_t, and every sum fits 32 bits */
+    uint8_t *levels;       /* laid out as the weights; NULL where every subnet uses all of them */
+    int32_t whole_from;    /* the first subnet that uses all that is packed */
     int64_t weight_stride; /* numbers from a panel (depthwise: tap) to the next */
     rh_op_plan *plan;      /* per subnet */
 } rh_op;
@@ -106,6 +108,7 @@ struct rh_model {
     rh_op *ops;
     int32_t *outputs;
     int64_t arena;       /* floats (integer models: int16_t) a sample */
+    int64_t scratch;     /* bytes of the most weights that a thread masks at a time */
     int32_t weight_bits; /* 0: floats */
     float *input_scale;  /* integer models: per subnet, [output][subnet] */
     float *output_scale;
@@ -129,6 +132,10 @@ int32_t rh_value_stretches(const rh_value *value, int32_t k, rh_stretch *stretch
 
 static inline int32_t rh_round_up(int32_t n, int32_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
+}
+
+static inline int64_t rh_weight_size(const rh_model *model, const rh_op *op) {
+    return model->weight_bits == 0 ? (int64_t)sizeof(float) : op->narrow ? 1 : 2;
 }
 
 #endif

@@ -9,6 +9,7 @@
 typedef struct {
     const rh_model *model;
     float *lane; /* integer models: int16_t in the same memory */
+    char *scratch;
     int32_t group;
     int32_t subnet;
     int32_t samples;
@@ -42,6 +43,15 @@ static inline int64_t rh_clip_window(const rh_op *op, int d, int64_t at, int64_t
     *end = min64(*end, size);
     return length;
 }
+
+/* Whether subnet `p->subnet` uses only some of the weights that `op` has packed. */
+static inline int rh_is_masked(const part *p, const rh_op *op) {
+    return op->levels != NULL && p->subnet < op->whole_from;
+}
+
+/* The panels of `unit`, or all weights of a depthwise convolution (NULL), as the subnet uses them: where they are packed,
+ * or masked into this part's scratch, until the next call. */
+const void *rh_weights_of(const part *p, const rh_op *op, const rh_unit *unit);
 
 /* Integer models: an op (NULL: reading the input), and output `i` as floats. */
 void rh_quant_step(const part *p, const rh_op *op, const float *input);

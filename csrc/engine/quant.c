@@ -212,19 +212,20 @@ static rh_requant from_channel(const rh_requant *requant, int32_t channel) {
     return q;
 }
 
-static void run_units(const part *p, const rh_op *op, const rh_int_pixels *pixels) {
+/* `count` units, the first of which has its panels at `panels`. */
+static void run_units(const part *p, const rh_op *op, const rh_unit *units, int32_t count, const char *panels,
+                      const rh_int_pixels *pixels) {
     const rh_op_plan *plan = &op->plan[p->subnet];
     const rh_kernels *kernels = p->model->kernels;
-    const int64_t size = op->narrow ? 1 : 2;
-    for (int32_t u = 0; u < plan->num_units; u++) {
-        const rh_unit *unit = &plan->units[u];
+    const int64_t size = rh_weight_size(p->model, op);
+    for (const rh_unit *unit = units; unit < units + count; unit++) {
         const rh_int_conv2d_unit args = {
             .runs = plan->runs,
             .num_runs = plan->num_runs,
             .channels = unit->channels,
             .input = unit->input,
             .output = unit->output,
-            .panel = (const char *)op->integers + unit->panel * op->weight_stride * size,
+            .panel = panels + (unit->panel - units->panel) * op->weight_stride * size,
             .panel_stride = op->weight_stride,
             .requant = from_channel(&plan->requant, unit->output),
         };
@@ -232,10 +233,10 @@ static void run_units(const part *p, const rh_op *op, const rh_int_pixels *pixel
     }
 }
 
-static void run_depthwise(const part *p, const rh_op *op, const rh_int_pixels *pixels) {
+static void run_depthwise(const part *p, const rh_op *op, const char *weight, const rh_int_pixels *pixels) {
     const rh_op_plan *plan = &op->plan[p->subnet];
     const rh_kernels *kernels = p->model->kernels;
-    const int64_t size = op->narrow ? 1 : 2;
+    const int64_t size = rh_weight_size(p->model, op);
     for (int32_t s = 0; s < plan->num_stretches; s++) {
         const rh_stretch *stretch = &plan->stretches[s];
         const rh_int_dwconv2d_unit args = {
@@ -243,7 +244,7 @@ static void run_depthwise(const part *p, const rh_op *op, const rh_int_pixels *p
             .num_taps = op->kernel[0] * op->kernel[1],
             .channels = stretch->count,
             .offset = stretch->compact,
-            .weight = (const char *)op->integers + stretch->full * size,
+            .weight = weight + stretch->full * size,
             .weight_stride = op->weight_stride,
             .requant = from_channel(&plan->requant, stretch->compact),
         };
@@ -254,13 +255,19 @@ static void run_depthwise(const part *p, const rh_op *op, const rh_int_pixels *p
 static void run_conv2d(const part *p, const rh_op *op) {
     const rh_value *out = &p->model->values[op->output];
     const range pixels = share(p, (int64_t)p->samples * out->height * out->width, RH_BLOCK / 4);
+    const rh_unit *units = op->plan[p->subnet].units;
+    const int32_t num_units = op->depthwise ? 1 : op->plan[p->subnet].num_units;
+    const int32_t step = rh_is_masked(p, op) ? 1 : num_units; /* a unit is masked once, for all pixels */
     rh_int_pixels block;
-    for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
-        point(p, op, &block, i, min64(RH_BLOCK, pixels.end - i));
-        if (op->depthwise) {
-            run_depthwise(p, op, &block);
-        } else {
-            run_units(p, op, &block);
+    for (int32_t u = 0; u < num_units; u += step) {
+        const char *weights = rh_weights_of(p, op, op->depthwise ? NULL : &units[u]);
+        for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
+            point(p, op, &block, i, min64(RH_BLOCK, pixels.end - i));
+            if (op->depthwise) {
+                run_depthwise(p, op, weights, &block);
+            } else {
+                run_units(p, op, &units[u], step, weights, &block);
+            }
         }
     }
 }

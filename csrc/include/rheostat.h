@@ -16,7 +16,7 @@ extern "C" {
 
 #define RH_API __attribute__((visibility("default")))
 
-enum { RH_ABI_VERSION = 2 };
+enum { RH_ABI_VERSION = 3 };
 
 typedef enum {
     RH_OK = 0,
@@ -94,6 +94,7 @@ typedef struct {
     int32_t count_include_pad; /* avg_pool2d */
     int32_t group_inputs;      /* conv2d: input channels of one group of the full weight */
     const float *weight;       /* conv2d: full [O, group_inputs, kernel[0], kernel[1]] */
+    const uint8_t *levels;     /* conv2d: one a weight, or NULL; subnet k uses those of level <= k, others are 0 */
     int64_t weight_count;
     const float *const
         *scale; /* conv2d, scale: per subnet, one factor an output channel kept; NULL = all ones */
@@ -127,13 +128,13 @@ RH_API const char *rh_status_text(int32_t status);
 RH_API int32_t rh_model_build(const rh_model_desc *desc, rh_model **model, int32_t *failed_op);
 RH_API void rh_model_release(rh_model *model);
 RH_API int64_t
-rh_model_weight_bytes(const rh_model *model);           /* packed weights, scales and shifts of all subnets */
+rh_model_weight_bytes(const rh_model *model); /* packed weights and levels, scales and shifts of all subnets */
 RH_API const char *rh_model_isa(const rh_model *model); /* "generic", "avx2", "avx512" */
 
 /* `threads` >= 1 includes the calling thread. The active subnet is the largest. */
 RH_API int32_t rh_context_create(rh_model *model, int32_t threads, rh_context **context);
 RH_API void rh_context_free(rh_context *context);
-RH_API int64_t rh_context_arena_bytes(const rh_context *context);
+RH_API int64_t rh_context_arena_bytes(const rh_context *context); /* activations, and room to mask weights in */
 
 /* Stores one integer; RH_INVALID (and no change) for an index out of range. */
 RH_API int32_t rh_select(rh_context *context, int32_t subnet);

@@ -141,6 +141,10 @@ typedef struct {
                           int32_t activation);
     /* `channels` may be any count. */
     void (*f32_softmax)(float *output, const float *input, int32_t channels);
+    /* to[i] = from[i] where levels[i] <= level, else 0 */
+    void (*f32_mask)(float *to, const float *from, const uint8_t *levels, int64_t count, int32_t level);
+    void (*i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
+    void (*i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
     /* Integers: activations of 16 bits, one pixel of any count of channels, unless a name or a comment says otherwise. */
     void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
     void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);

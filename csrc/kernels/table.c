@@ -13,6 +13,9 @@ void RH_KERNEL(f32_mul)(float *output, const float *a, const float *b, int64_t c
 void RH_KERNEL(f32_mul_pixel)(float *output, const float *a, const float *b, int64_t count, int32_t channels,
                               int32_t activation);
 void RH_KERNEL(f32_softmax)(float *output, const float *input, int32_t channels);
+void RH_KERNEL(f32_mask)(float *to, const float *from, const uint8_t *levels, int64_t count, int32_t level);
+void RH_KERNEL(i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
+void RH_KERNEL(i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
 void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
 void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
@@ -47,6 +50,9 @@ const rh_kernels RH_KERNEL(rh_kernels) = {
     .f32_mul = RH_KERNEL(f32_mul),
     .f32_mul_pixel = RH_KERNEL(f32_mul_pixel),
     .f32_softmax = RH_KERNEL(f32_softmax),
+    .f32_mask = RH_KERNEL(f32_mask),
+    .i8_mask = RH_KERNEL(i8_mask),
+    .i16_mask = RH_KERNEL(i16_mask),
     .i8_conv2d = RH_KERNEL(i8_conv2d),
     .i16_conv2d = RH_KERNEL(i16_conv2d),
     .i8_dwconv2d = RH_KERNEL(i8_dwconv2d),

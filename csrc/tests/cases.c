@@ -83,6 +83,17 @@ static void weigh(test_model *m, rh_op_desc *o, int32_t groups) {
     o->weight = w;
 }
 
+/* A third of the weights for each of the smaller subnets, the rest for the largest or for none. */
+static void draw_levels(test_model *m, rh_op_desc *o) {
+    uint8_t *levels = malloc((size_t)o->weight_count);
+    for (int64_t i = 0; i < o->weight_count; i++) {
+        const float u = 1.5f * (1.0f + random_float(&seed));
+        levels[i] = u < 2.75f ? (uint8_t)u : i % 2 ? SUBNETS : 255;
+    }
+    m->levels[o - m->ops] = levels;
+    o->levels = levels;
+}
+
 static rh_op_desc *conv(test_model *m, int32_t input, int32_t output, int32_t kernel, int32_t stride,
                         int32_t padding, int32_t groups, int32_t activation) {
     rh_op_desc *o = op(m, RH_CONV2D, input, output, activation);
@@ -361,7 +372,7 @@ const test_case cases[] = {
 };
 const int num_cases = sizeof cases / sizeof cases[0];
 
-test_model *case_build(int index) {
+test_model *case_build(int index, int leveled) {
     test_model *m = calloc(1, sizeof(test_model));
     seed = (uint64_t)index + 1;
     m->desc = (rh_model_desc){.values = m->values,
@@ -372,11 +383,17 @@ test_model *case_build(int index) {
     for (size_t i = 0; i < sizeof m->numbers / sizeof m->numbers[0]; i++)
         m->numbers[i] = 0.5f + random_float(&seed);
     cases[index].make(m);
+    for (int i = 0; leveled && i < m->desc.num_ops; i++) {
+        if (m->ops[i].kind == RH_CONV2D) draw_levels(m, &m->ops[i]);
+    }
     return m;
 }
 
 void case_free(test_model *m) {
-    for (int i = 0; i < MAX_VALUES; i++) free(m->weights[i]);
+    for (int i = 0; i < MAX_VALUES; i++) {
+        free(m->weights[i]);
+        free(m->levels[i]);
+    }
     free(m);
 }
 
@@ -437,7 +454,7 @@ static double pool(const rh_op_desc *o, const tensor *in, int c, int oy, int ox)
     return o->kind == RH_MAX_POOL2D ? best : sum / (o->count_include_pad ? padded : inside);
 }
 
-static double convolve(const rh_op_desc *o, const tensor *in, const tensor *out, int c, int oy, int ox) {
+static double convolve(const rh_op_desc *o, const tensor *in, const tensor *out, int k, int c, int oy, int ox) {
     const int groups = in->channels / o->group_inputs, group = c / (out->channels / groups);
     double sum = 0;
     for (int i = 0; i < o->group_inputs; i++) {
@@ -447,9 +464,9 @@ static double convolve(const rh_op_desc *o, const tensor *in, const tensor *out,
                 const int y = oy * o->stride[0] - o->padding[0] + ky * o->dilation[0];
                 const int x = ox * o->stride[1] - o->padding[1] + kx * o->dilation[1];
                 if (y < 0 || y >= in->height || x < 0 || x >= in->width) continue;
-                const float w =
-                    o->weight[((c * o->group_inputs + i) * o->kernel[0] + ky) * o->kernel[1] + kx];
-                sum += w * *at(in, group * o->group_inputs + i, y, x);
+                const int w = ((c * o->group_inputs + i) * o->kernel[0] + ky) * o->kernel[1] + kx;
+                if (o->levels != NULL && o->levels[w] > k) continue;
+                sum += o->weight[w] * *at(in, group * o->group_inputs + i, y, x);
             }
         }
     }
@@ -465,7 +482,7 @@ static double element(const test_model *m, const rh_op_desc *o, const tensor *t,
     double sum = 0;
     (void)m;
     switch (o->kind) {
-        case RH_CONV2D: return convolve(o, in, out, c, y, x) * scale + shift + residual;
+        case RH_CONV2D: return convolve(o, in, out, k, c, y, x) * scale + shift + residual;
         case RH_SCALE: return *at(in, c, y, x) * scale + shift;
         case RH_ADD: return *at(in, c, y, x) + *at(&t[o->inputs[1]], c, y, x);
         case RH_MUL: {

@@ -22,6 +22,7 @@ typedef struct {
     int32_t inputs[MAX_VALUES][4];
     int32_t outputs[2];
     float *weights[MAX_VALUES];
+    uint8_t *levels[MAX_VALUES];
     float numbers[2 * SUBNETS * MAX_VALUES + MAX_CHANNELS]; /* what the scales and shifts point into */
     const float *scale_pointers[MAX_VALUES][SUBNETS];
     const float *shift_pointers[MAX_VALUES][SUBNETS];
@@ -35,7 +36,7 @@ typedef struct {
 extern const test_case cases[];
 extern const int num_cases;
 
-test_model *case_build(int index);
+test_model *case_build(int index, int leveled); /* leveled: every convolution has random levels, 255 among them */
 void case_free(test_model *model);
 
 float random_float(uint64_t *state); /* uniform in [-1, 1) */

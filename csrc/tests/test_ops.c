@@ -81,9 +81,9 @@ static void compare(const expected *e, rh_context *context, int32_t k, int64_t b
     }
 }
 
-static void test_agreement(int index) {
+static void test_agreement(int index, int leveled) {
     static const int64_t batches[] = {1, 2, LARGEST_BATCH};
-    test_model *m = case_build(index);
+    test_model *m = case_build(index, leveled);
     const char *name = cases[index].name;
     rh_model *model;
     int32_t failed;
@@ -115,7 +115,7 @@ static void test_agreement(int index) {
 static void test_nan(void) {
     for (int i = 0; i < num_cases; i++) {
         const char *name = cases[i].name;
-        test_model *m = case_build(i);
+        test_model *m = case_build(i, i % 2);
         rh_model *model;
         rh_context *context;
         int32_t failed;
@@ -139,8 +139,52 @@ static void test_nan(void) {
     }
 }
 
+static int64_t arena_bytes(rh_model *model, int32_t threads) {
+    rh_context *context;
+    if (rh_context_create(model, threads, &context) != RH_OK) return -1;
+    const int64_t bytes = rh_context_arena_bytes(context);
+    rh_context_free(context);
+    return bytes;
+}
+
+/* Levels take a byte a packed weight, once, and each part of a step some room; none where all subnets use the same. */
+static void test_memory(void) {
+    for (int i = 0; i < num_cases; i++) {
+        test_model *m = case_build(i, 1);
+        rh_model *dense, *leveled, *alike;
+        int32_t failed;
+        check(rh_model_build(&m->desc, &leveled, &failed) == RH_OK, "build", "memory");
+        for (int o = 0; o < m->desc.num_ops; o++) {
+            for (int64_t w = 0; m->levels[o] != NULL && w < m->ops[o].weight_count; w++) {
+                if (m->levels[o][w] < SUBNETS) m->levels[o][w] = 0;
+            }
+        }
+        check(rh_model_build(&m->desc, &alike, &failed) == RH_OK, "build", "memory");
+        int64_t numbers = 0;
+        for (int o = 0; o < m->desc.num_ops; o++) {
+            numbers += m->ops[o].levels == NULL ? 0 : m->ops[o].weight_count;
+            m->ops[o].levels = NULL;
+        }
+        check(rh_model_build(&m->desc, &dense, &failed) == RH_OK, "build", "memory");
+        const int64_t more = rh_model_weight_bytes(leveled) - rh_model_weight_bytes(dense);
+        check(more >= numbers && (numbers == 0) == (more == 0), "a byte for each packed weight", cases[i].name);
+        check(rh_model_weight_bytes(leveled) == rh_model_weight_bytes(alike), "the same panels", cases[i].name);
+        for (int32_t threads = 1; threads <= 3; threads++) {
+            const int64_t plain = arena_bytes(dense, threads), room = arena_bytes(leveled, threads) - plain;
+            const int64_t parts = threads == 1 ? 1 : 2 * threads;
+            check((room == 0) == (numbers == 0), "room to mask in", cases[i].name);
+            check(room <= parts * 4 * more, "no more than the packed weights for each part", cases[i].name);
+            check(arena_bytes(alike, threads) == plain, "no room where nothing is masked", cases[i].name);
+        }
+        rh_model_release(dense);
+        rh_model_release(leveled);
+        rh_model_release(alike);
+        case_free(m);
+    }
+}
+
 static void test_refusals(void) {
-    test_model *m = case_build(0);
+    test_model *m = case_build(0, 0);
     rh_model *model;
     rh_context *context;
     int32_t failed;
@@ -210,7 +254,7 @@ static void test_damage(int rounds, uint64_t seed) {
     static const int32_t numbers[] = {-1, 0, 1, 2, 3, 4, 5, 8, 16, 20, 40, 64, 1 << 20, INT32_MAX, INT32_MIN};
     int built = 0, runs = 0;
     for (int round = 0; round < rounds; round++) {
-        test_model *m = case_build(round % (num_cases - 1));
+        test_model *m = case_build(round % (num_cases - 1), round % 2);
         const int damages = 1 + round % 3;
         for (int d = 0; d < damages; d++) {
             int32_t *field = random_field(m, &seed);
@@ -251,8 +295,12 @@ static void test_damage(int rounds, uint64_t seed) {
 
 /* test_ops [rounds of damage [seed]] */
 int main(int argc, char **argv) {
-    for (int i = 0; i < num_cases; i++) test_agreement(i);
+    for (int i = 0; i < num_cases; i++) {
+        test_agreement(i, 0);
+        test_agreement(i, 1);
+    }
     test_nan();
+    test_memory();
     test_refusals();
     test_damage(argc > 1 ? atoi(argv[1]) : 4000, argc > 2 ? (uint64_t)atoi(argv[2]) : 11);
     printf("%d failures\n", failures);

@@ -115,9 +115,9 @@ static void draw(quant_model *q, int i, int bits, uint64_t *seed) {
     };
 }
 
-static quant_model *quantised(int index, int bits, uint64_t seed) {
+static quant_model *quantised(int index, int leveled, int bits, uint64_t seed) {
     quant_model *q = calloc(1, sizeof(quant_model));
-    q->m = case_build(index);
+    q->m = case_build(index, leveled);
     q->m->desc.weight_bits = bits;
     q->m->desc.input_scale = q->input_scale;
     q->m->desc.output_scale = q->output_scale;
@@ -175,7 +175,7 @@ static int64_t rounded(int64_t t, int n) {
     return n == 0 ? t : floor_divide(t + ((int64_t)1 << (n - 1)), (int64_t)1 << n);
 }
 
-static int64_t convolve(const rh_op_desc *o, const tensor *in, const tensor *out, int c, int oy, int ox) {
+static int64_t convolve(const rh_op_desc *o, const tensor *in, const tensor *out, int k, int c, int oy, int ox) {
     const int groups = in->channels / o->group_inputs, group = c / (out->channels / groups);
     int64_t sum = 0;
     for (int i = 0; i < o->group_inputs; i++) {
@@ -185,8 +185,9 @@ static int64_t convolve(const rh_op_desc *o, const tensor *in, const tensor *out
                 const int y = oy * o->stride[0] - o->padding[0] + ky * o->dilation[0];
                 const int x = ox * o->stride[1] - o->padding[1] + kx * o->dilation[1];
                 if (y < 0 || y >= in->height || x < 0 || x >= in->width) continue;
-                sum += o->quant.weight[((c * o->group_inputs + i) * o->kernel[0] + ky) * o->kernel[1] + kx] *
-                       *at(in, group * o->group_inputs + i, y, x);
+                const int w = ((c * o->group_inputs + i) * o->kernel[0] + ky) * o->kernel[1] + kx;
+                if (o->levels != NULL && o->levels[w] > k) continue;
+                sum += o->quant.weight[w] * *at(in, group * o->group_inputs + i, y, x);
             }
         }
     }
@@ -225,7 +226,7 @@ static int64_t element(const quant_model *q, int i, const tensor *t, int k, int 
         case RH_MAX_POOL2D: return pool(o, in, c, y, x, &count);
         case RH_SUBSAMPLE: return *at(in, c, y * o->stride[0], x * o->stride[1]);
         case RH_CONV2D:
-            sum = rounded(convolve(o, in, out, c, y, x), own->pre[k]) * own->multiplier[k][compact] +
+            sum = rounded(convolve(o, in, out, k, c, y, x), own->pre[k]) * own->multiplier[k][compact] +
                   own->bias[k][compact];
             if (o->residual >= 0) sum += factors[0] * *at(&t[o->residual], c, y, x);
             v = rounded(sum, n);
@@ -325,9 +326,9 @@ static void compare(const quant_model *q, rh_context *context, int k, const floa
     check(moved > 0 || value_size(m, m->outputs[0], k) == 1, "the outputs are not all the same", name);
 }
 
-static void test_agreement(int index, int bits) {
+static void test_agreement(int index, int leveled, int bits) {
     const char *name = cases[index].name;
-    quant_model *q = quantised(index, bits, (uint64_t)index + 5);
+    quant_model *q = quantised(index, leveled, bits, (uint64_t)index + 5);
     rh_model *model;
     rh_context *context;
     int32_t failed;
@@ -393,7 +394,7 @@ static void damage(quant_model *q, uint64_t *seed) {
 static void test_damage(int rounds, uint64_t seed) {
     int built = 0, runs = 0;
     for (int round = 0; round < rounds; round++) {
-        quant_model *q = quantised(round % (num_cases - 1), round % 5 ? 8 : 16, seed + (uint64_t)round);
+        quant_model *q = quantised(round % (num_cases - 1), round % 2, round % 5 ? 8 : 16, seed + (uint64_t)round);
         const int damages = 1 + round % 3;
         for (int d = 0; d < damages; d++) damage(q, &seed);
         rh_model *model;
@@ -429,8 +430,10 @@ static void test_damage(int rounds, uint64_t seed) {
 /* test_quant [rounds of damage [seed]] */
 int main(int argc, char **argv) {
     for (int i = 0; i < num_cases; i++) {
-        test_agreement(i, 8);
-        test_agreement(i, 16);
+        for (int leveled = 0; leveled <= 1; leveled++) {
+            test_agreement(i, leveled, 8);
+            test_agreement(i, leveled, 16);
+        }
     }
     test_damage(argc > 1 ? atoi(argv[1]) : 500, argc > 2 ? (uint64_t)atoi(argv[2]) : 3);
     printf("%d failures\n", failures);

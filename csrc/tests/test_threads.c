@@ -44,10 +44,11 @@ static void *use(void *argument) {
 
 int main(void) {
     atomic_int failures = 0;
-    for (int c = 0; c < num_cases; c++) {
+    for (int i = 0; i < 2 * num_cases; i++) {
+        const int c = i / 2;
         if (strcmp(cases[c].name, "large_enough_to_share") != 0 && strcmp(cases[c].name, "segments") != 0)
             continue;
-        test_model *m = case_build(c);
+        test_model *m = case_build(c, i % 2);
         m->desc.num_outputs = 1;
         rh_model *model;
         rh_context *context;
@@ -58,9 +59,9 @@ int main(void) {
         uint64_t seed = 3;
         const int64_t in = value_size(m, 0, 0) * BATCH;
         float *x = malloc((size_t)in * sizeof(float));
-        for (int64_t i = 0; i < in; i++) x[i] = random_float(&seed);
+        for (int64_t j = 0; j < in; j++) x[j] = random_float(&seed);
         user users[USERS];
-        for (int i = 0; i < USERS; i++) users[i] = (user){m, model, x, {NULL}, &failures, i};
+        for (int u = 0; u < USERS; u++) users[u] = (user){m, model, x, {NULL}, &failures, u};
         for (int32_t k = 0; k < SUBNETS; k++) {
             float *want = malloc((size_t)output_size(m, k) * sizeof(float));
             rh_select(context, k);
@@ -68,14 +69,14 @@ int main(void) {
                 float *y = want + output_size(m, k) / BATCH * s;
                 rh_run(context, 1, x + in / BATCH * s, &y);
             }
-            for (int i = 0; i < USERS; i++) users[i].want[k] = want;
+            for (int u = 0; u < USERS; u++) users[u].want[k] = want;
         }
         rh_context_free(context);
         pthread_t threads[USERS];
-        for (int i = 0; i < USERS; i++) {
-            if (pthread_create(&threads[i], NULL, use, &users[i]) != 0) return 1;
+        for (int u = 0; u < USERS; u++) {
+            if (pthread_create(&threads[u], NULL, use, &users[u]) != 0) return 1;
         }
-        for (int i = 0; i < USERS; i++) pthread_join(threads[i], NULL);
+        for (int u = 0; u < USERS; u++) pthread_join(threads[u], NULL);
         rh_model_release(model);
         for (int32_t k = 0; k < SUBNETS; k++) free(users[0].want[k]);
         free(x);

@@ -18,8 +18,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rheostat import encodings
 from rheostat.program import (
+    LEVELS,
     MAX_BIAS,
+    Conv2d,
+    Linear,
     Program,
     Shapes,
     check_name,
@@ -36,6 +40,8 @@ MAX_HEADER = 16 * 2**20  # bytes
 MAX_TENSORS = 65_536
 MAX_DATA = 16 * 2**30  # bytes: a file is read into memory, so a hole of a terabyte must not be
 MAX_DIMS = 8
+MAX_SPARSE = 2**24  # weights with levels in a file; a larger file may have ...
+MAX_WEIGHTS_PER_BYTE = 32  # ... this many for each byte, so that a few bytes do not become gigabytes
 STALE_S = 3_600  # a temporary file this old was left by a crash
 
 _DTYPES: Mapping[str, np.dtype] = {
@@ -65,15 +71,21 @@ class _Entry:
 def write(path: str | os.PathLike[str], program: Program, tensors: Mapping[str, np.ndarray]) -> None:
     """Write an artifact: the same program and tensors always give the same bytes.
 
+    A tensor NAME has levels where there is a uint8 tensor NAME@levels of its shape: subnet k keeps the weights of level
+    <= k, and the number of subnets stands for "none of them"; those weights must be zero. What the subnets keep is
+    stored once, with the levels in the encoding that takes the fewest bytes. A weight outside a subnet's widths gets
+    the level of the first subnet that holds it, so that its level alone says who uses it.
+
     The file appears whole or not at all: it is written and synced beside `path`, then renamed over it. When anything
     fails (the disk is full, the directory read-only, a weight not finite) `ArtifactError` is raised, the old
-    file is as it was and nothing is left behind. `program.sha256` is computed here.
+    file is as it was and nothing is left behind. `program.sha256` and `program.levels` are computed here.
     """
     target = os.path.realpath(path)
     if os.path.exists(target) and not os.path.isfile(target):
         raise ArtifactError(f"{path}: not written: a folder or a device is there; want a file or a new name")
     try:
-        arrays = {check_name(name, "tensor"): _plain(name, tensors[name]) for name in sorted(tensors)}
+        program, stored = _encoded(program, tensors)
+        arrays = {check_name(name, "tensor"): _plain(name, stored[name]) for name in sorted(stored)}
         entries, position = [], 0
         for name, (dtype, array) in arrays.items():
             entries.append(_Entry(name, dtype, array.shape, position, position + array.nbytes))
@@ -82,8 +94,8 @@ def write(path: str | os.PathLike[str], program: Program, tensors: Mapping[str, 
         text = to_json(replace(program, sha256=_hash(chunks)))
         header = _header(text, entries)
         # What is about to be written passes exactly the checks that reading it would.
-        read_back, checked = _parse(header[8:], len(header) + position)
-        _check_tensors(read_back, {e.name: arrays[e.name][1] for e in checked})
+        read_back, checked, _ = _parse(header[8:], len(header) + position)
+        _check_tensors(read_back, _decoded(read_back, {e.name: arrays[e.name][1] for e in checked}))
     except ArtifactError as error:
         raise ArtifactError(f"{path}: not written: {error}") from None
     try:
@@ -97,11 +109,12 @@ def write(path: str | os.PathLike[str], program: Program, tensors: Mapping[str, 
 def read(path: str | os.PathLike[str]) -> tuple[Program, dict[str, np.ndarray]]:
     """Read and check all of an artifact: header, hashes, every number, and the program against the tensors.
 
-    Returns the program and the stored tensors by name, as read-only arrays over one buffer. Any defect raises
-    `ArtifactError`, before memory beyond the file's own size is used.
+    Returns the program and the tensors by name, as read-only arrays over one buffer; a tensor with levels is whole,
+    with zeros where no subnet keeps it, and its levels are there as NAME@levels. Any defect raises `ArtifactError`,
+    before memory beyond the file's own size is used (with levels, beyond a fixed multiple of it).
     """
     with _opened(path) as (file, size):
-        program, entries = _parse(_read_header(file, size), size)
+        program, entries, _ = _parse(_read_header(file, size), size)
         want = entries[-1].end if entries else 0
         buffer = file.read(want + 1)
         if len(buffer) != want:
@@ -111,7 +124,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Program, dict[str, np.ndarray]]:
         got = _hash((e, view[e.begin : e.end]) for e in by_name)
         if got != program.sha256:
             raise ArtifactError(f"the tensors' SHA-256 is {got}; want {program.sha256}: the file is damaged")
-        tensors = {e.name: _array(e, view[e.begin : e.end]) for e in by_name}
+        tensors = _decoded(program, {e.name: _array(e, view[e.begin : e.end]) for e in by_name})
         _check_tensors(program, tensors)
         return program, tensors
 
@@ -119,12 +132,12 @@ def read(path: str | os.PathLike[str]) -> tuple[Program, dict[str, np.ndarray]]:
 def read_header(path: str | os.PathLike[str]) -> tuple[Program, Shapes]:
     """Read and check the header only: the program, its hash, and that it fits the tensors' names, dtypes and shapes.
 
-    Returns the program and the (dtype, shape) of each tensor. The tensors' bytes are not read: their hash and their
-    numbers are not checked. `read` checks them.
+    Returns the program and the (dtype, shape) of each tensor as `read` returns it. The tensors' bytes are not read:
+    their hash and their numbers are not checked. `read` checks them.
     """
     with _opened(path) as (file, size):
-        program, entries = _parse(_read_header(file, size), size)
-        return program, {e.name: (e.dtype, e.shape) for e in entries}
+        program, _, shapes = _parse(_read_header(file, size), size)
+        return program, shapes
 
 
 def read_program(path: str | os.PathLike[str]) -> Program:
@@ -164,8 +177,11 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
     return header
 
 
-def _parse(header: bytes, size: int) -> tuple[Program, list[_Entry]]:
-    """The checked program and the tensors in the order of their bytes, from a header and the size of the whole file."""
+def _parse(header: bytes, size: int) -> tuple[Program, list[_Entry], Shapes]:
+    """The checked program, the tensors in the order of their bytes, and the shapes of those that they are decoded to.
+
+    From a header and the size of the whole file.
+    """
     if header[:1] != b"{":
         raise ArtifactError(f"header: got {header[:1]!r}; want it to begin with '{{'")
     try:
@@ -205,8 +221,26 @@ def _parse(header: bytes, size: int) -> tuple[Program, list[_Entry]]:
             f"the program's SHA-256 is {digest}; want {metadata['sha256']!r:.80}: the file is damaged"
         )
     program = from_json(text)
-    validate(program, {e.name: (e.dtype, e.shape) for e in entries})
-    return program, entries
+    shapes = _whole_shapes(program, {e.name: (e.dtype, e.shape) for e in entries}, position)
+    validate(program, shapes)
+    return program, entries, shapes
+
+
+def _whole_shapes(program: Program, stored: Shapes, num_bytes: int) -> Shapes:
+    """The shapes of the decoded tensors, after checking what is stored of those with levels."""
+    whole, total = dict(stored), 0
+    for name, code in program.levels.items():
+        where, num_kept = f"program.levels[{name!r}]", sum(code.counts)
+        if name not in stored or stored[name][1] != (num_kept,):
+            got = list(stored[name][1]) if name in stored else "no tensor"
+            raise ArtifactError(f"{where}: {name} is {got}; want the {num_kept} kept weights as [{num_kept}]")
+        if (got := stored.get(name + LEVELS)) != ("U8", (code.index_bytes,)):
+            raise ArtifactError(f"{where}: {name}{LEVELS} is {got}; want U8 [{code.index_bytes}]")
+        whole[name], whole[name + LEVELS] = (stored[name][0], code.shape), ("U8", code.shape)
+        total += math.prod(code.shape)
+    if total > (limit := max(MAX_SPARSE, MAX_WEIGHTS_PER_BYTE * num_bytes)):
+        raise ArtifactError(f"program.levels: {total} weights; want at most {limit} in {num_bytes} bytes")
+    return whole
 
 
 def _entry(name: str, item: object) -> _Entry:
@@ -240,6 +274,53 @@ def _array(entry: _Entry, data: memoryview) -> np.ndarray:
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+def _decoded(program: Program, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors as `read` returns them."""
+    tensors = dict(stored)
+    for name, code in program.levels.items():
+        try:
+            levels = encodings.decode(code, stored[name + LEVELS])
+        except ArtifactError as error:
+            raise ArtifactError(f"tensor {name}{LEVELS} ({code.encoding}): {error}") from None
+        whole, start = np.zeros(code.shape, stored[name].dtype), 0
+        for k, count in enumerate(code.counts):
+            whole[levels == k] = stored[name][start : start + count]
+            start += count
+        tensors[name], tensors[name + LEVELS] = whole, levels
+        whole.flags.writeable = levels.flags.writeable = False
+    if program.levels:
+        for name, levels in _raised(program, tensors).items():
+            if (levels != tensors[name + LEVELS]).any():
+                raise ArtifactError(f"tensor {name}{LEVELS}: a subnet keeps a weight outside its widths")
+    return tensors
+
+
+def _raised(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The levels of every tensor that has some, none below the first subnet whose widths hold the weight."""
+    levels = {n.removesuffix(LEVELS): array for n, array in tensors.items() if n.endswith(LEVELS)}
+    firsts: dict[str, np.ndarray] = {}
+    for op in program.ops or ():
+        if isinstance(op, (Conv2d, Linear)) and op.weight in levels:
+            first = _first_subnets(op, program, tensors[op.weight].shape)
+            firsts[op.weight] = np.minimum(first, firsts.get(op.weight, first))
+    return {n: np.maximum(array, firsts[n]) if n in firsts else array for n, array in levels.items()}
+
+
+def _first_subnets(op: Conv2d | Linear, program: Program, shape: tuple[int, ...]) -> np.ndarray:
+    """For each weight of `op` the first subnet that has both its channels; their number where none has."""
+    x, out = (
+        np.concatenate(
+            [np.searchsorted(s.kept, np.arange(s.full), "right").astype(np.uint8) for s in v.channels]
+        )
+        for v in (program.values[op.input], program.values[op.output])
+    )
+    if isinstance(op, Linear):
+        return np.maximum(out[:, None], np.repeat(x, shape[1] // len(x)))
+    groups = len(x) // shape[1]
+    inputs = x.reshape(groups, -1).repeat(len(out) // groups, axis=0)
+    return np.broadcast_to(np.maximum(out[:, None], inputs)[:, :, None, None], shape)
 
 
 def _check_tensors(program: Program, tensors: Mapping[str, np.ndarray]) -> None:
@@ -286,6 +367,41 @@ def _hash(chunks: Iterable[tuple[_Entry, memoryview]]) -> str:
 
 
 # ---- Writing ----
+
+
+def with_levels(program: Program, tensors: Mapping[str, np.ndarray]) -> Program:
+    """The program with `levels` as `write` would write them: with them `cost.counted` counts kept weights only."""
+    return _encoded(program, tensors)[0]
+
+
+def _encoded(program: Program, tensors: Mapping[str, np.ndarray]) -> tuple[Program, dict[str, np.ndarray]]:
+    """The program with its `levels`, and the tensors as they are stored; `_decoded` is the way back."""
+    stored, program = dict(tensors), replace(program, levels={})
+    pruned = sorted(name.removesuffix(LEVELS) for name in tensors if name.endswith(LEVELS))
+    if not pruned:
+        return program, stored
+    num_subnets = len(program.subnets)
+    for name in pruned:
+        levels = np.asarray(tensors[name + LEVELS])
+        if name not in tensors or levels.dtype != np.uint8 or levels.shape != np.shape(tensors[name]):
+            of = f"{name} {list(np.shape(tensors[name]))}" if name in tensors else f"{name}, which is missing"
+            raise ArtifactError(
+                f"tensor {name}{LEVELS}: got {levels.dtype} {list(levels.shape)}; want uint8 of the shape of {of}"
+            )
+        if levels.size == 0 or levels.max() > num_subnets:
+            raise ArtifactError(
+                f"tensor {name}{LEVELS}: want levels from 0 to {num_subnets} of at least one weight"
+            )
+        if np.asarray(tensors[name])[levels == num_subnets].any():
+            raise ArtifactError(f"tensor {name}: a weight that no subnet keeps is not zero")
+    validate(program, {name: (_plain(name, array)[0], np.shape(array)) for name, array in tensors.items()})
+    for name, levels in _raised(program, tensors).items():
+        code = encodings.codes(levels, num_subnets)[0]
+        whole = np.asarray(tensors[name])
+        stored[name] = np.concatenate([whole[levels == k] for k in range(num_subnets)])
+        stored[name + LEVELS] = encodings.encode(code, levels)
+        program = replace(program, levels={**program.levels, name: code})
+    return program, stored
 
 
 def _plain(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 
 from rheostat.artifact import read_header
@@ -47,6 +49,10 @@ def cost(path: str | os.PathLike[str]) -> CostTable:
     stored ones differ. Only the header of the file is read. In a quantised artifact `parameters` counts the weights
     and one bias a channel, `size_bytes` what is stored for them: integers, multipliers and tables.
 
+    Of a tensor with levels only the weights that the subnet keeps count: as parameters, as MACs (each works once at
+    every position of the output, padding included), and as bytes, to which its encoded levels are added whole, since
+    the smallest subnet needs them, too.
+
     >>> print(cost("resnet20.safetensors"))  # doctest: +SKIP
     subnet  parameters        MACs      bytes
     0.25        17,326   2,617,504     70,680
@@ -88,14 +94,10 @@ def _count(program: Program, shapes: Shapes, k: int) -> Cost:
     for op in program.ops or ():
         if not isinstance(op, (Conv2d, Linear, Normalize)):
             continue
-        x, out = program.values[op.input], program.values[op.output]
-        if isinstance(op, Conv2d):
-            window = shapes[op.weight][1][2] * shapes[op.weight][1][3]
-            trained[op.weight] = out.kept(k) * (x.kept(k) // op.groups[k]) * window
+        out = program.values[op.output]
+        if not isinstance(op, Normalize):
+            trained[op.weight] = _kept_weights(op, program, shapes, k)
             macs += trained[op.weight] * out.area
-        elif isinstance(op, Linear):
-            trained[op.weight] = out.kept(k) * x.size(k)
-            macs += trained[op.weight]
         if not isinstance(op, Normalize) and op.bias is not None:
             trained[op.bias] = out.kept(k)
         if op.norm is not None:
@@ -104,7 +106,23 @@ def _count(program: Program, shapes: Shapes, k: int) -> Cost:
             }
             statistics |= {names[k]: out.kept(k) for names in (op.norm.mean, op.norm.var)}
     parameters = sum(trained.values())
-    return Cost(parameters, macs, 4 * (parameters + sum(statistics.values())))
+    return Cost(
+        parameters, macs, 4 * (parameters + sum(statistics.values())) + _index_bytes(program, trained)
+    )
+
+
+def _kept_weights(op: Conv2d | Linear, program: Program, shapes: Shapes, k: int) -> int:
+    """Weights of `op` that subnet `k` keeps."""
+    if op.weight in program.levels:
+        return program.levels[op.weight].kept(k)
+    x, out = program.values[op.input], program.values[op.output]
+    if isinstance(op, Linear):
+        return out.kept(k) * x.size(k)
+    return out.kept(k) * (x.kept(k) // op.groups[k]) * math.prod(shapes[op.weight][1][2:])
+
+
+def _index_bytes(program: Program, names: Iterable[str]) -> int:
+    return sum(program.levels[name].index_bytes for name in names if name in program.levels)
 
 
 _BYTES = {"I8": 1, "I16": 2, "I32": 4, "I64": 8}
@@ -117,10 +135,9 @@ def _count_integers(program: Program, shapes: Shapes, k: int) -> Cost:
     macs = parameters = 0
     for op, own in zip(program.ops or (), program.quant.ops, strict=True):
         if isinstance(op, (Conv2d, Linear)):
-            x, out, shape = program.values[op.input], program.values[op.output], shapes[op.weight][1]
-            each = x.kept(k) // op.groups[k] * shape[2] * shape[3] if isinstance(op, Conv2d) else x.size(k)
-            stored[op.weight] = out.kept(k) * each, _BYTES[shapes[op.weight][0]]
-            macs += out.kept(k) * each * out.area
+            kept = _kept_weights(op, program, shapes, k)
+            stored[op.weight] = kept, _BYTES[shapes[op.weight][0]]
+            macs += kept * program.values[op.output].area
         for names in (own.multiplier, own.bias, own.table):
             if names is not None:
                 dtype, shape = shapes[names[k]]
@@ -128,4 +145,5 @@ def _count_integers(program: Program, shapes: Shapes, k: int) -> Cost:
         if own.bias is not None:
             parameters += shapes[own.bias[k]][1][0]
     parameters += sum(n for name, (n, _) in stored.items() if len(shapes[name][1]) > 1)
-    return Cost(parameters, macs, sum(n * size for n, size in stored.values()))
+    size_bytes = sum(n * size for n, size in stored.values())
+    return Cost(parameters, macs, size_bytes + _index_bytes(program, stored))

@@ -21,6 +21,7 @@ from rheostat.spec import ArtifactError, SubnetInfo
 
 VERSION = 1  # of a program of floats
 VERSION_QUANT = 2  # of one with a section `quant`
+VERSION_LEVELS = 3  # of one with a section `levels`, and `quant` or not
 MAX_INT = 2**31 - 1  # sizes, indices and offsets fit the engine's int32
 MAX_WINDOW = 65_535  # kernel, stride, padding, dilation
 MAX_SUBNETS = 64
@@ -30,8 +31,10 @@ MAX_JSON_VALUES = 500_000  # bounds the time and memory of parsing
 MAX_NAME = 256
 MAX_TEXT = 4_096
 MAX_SHIFT = 61
+LEVELS = "@levels"  # the levels of tensor NAME are the tensor NAME@levels
 MAX_BIAS = 2**61  # with it no integer op exceeds int64 (docs/quant.md)
 
+ENCODINGS = ("bitmap", "nested", "delta", "pattern")
 ACTIVATIONS = ("relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh")
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -338,10 +341,33 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class LevelCode:
+    """How the levels of one tensor of `shape` are stored (docs/format.md): subnet k keeps the weights of level <= k.
+
+    `counts[k]` weights have level k; the rest no subnet keeps. `group` consecutive weights share an id of a "pattern";
+    it is 1 for the other encodings. `index_bytes` is what the encoded levels take.
+
+    >>> LevelCode((2, 3), "bitmap", 1, (1, 3), 2).kept(1)
+    4
+    """
+
+    shape: tuple[int, ...]
+    encoding: str
+    group: int
+    counts: tuple[int, ...]
+    index_bytes: int
+
+    def kept(self, k: int) -> int:
+        """Weights that subnet `k` keeps."""
+        return sum(self.counts[: k + 1])
+
+
+@dataclass(frozen=True)
 class Program:
     """Everything an artifact says besides its tensors. `ops` is None where the engine cannot run the model.
 
-    `sha256` covers the tensors (docs/format.md); `artifact.write` fills it in.
+    `sha256` covers the tensors and `levels` says how those named NAME@levels are stored (docs/format.md);
+    `artifact.write` fills both in.
     """
 
     model: str
@@ -358,6 +384,7 @@ class Program:
     producer: str = ""
     sha256: str = "0" * 64
     quant: Quantization | None = None
+    levels: Mapping[str, LevelCode] = field(default_factory=dict)
 
 
 def reads(op: Op) -> tuple[int, ...]:
@@ -658,21 +685,50 @@ def _quant(x: object, where: str) -> Quantization:
     )
 
 
+def _levels(x: object, where: str, num_subnets: int) -> dict[str, LevelCode]:
+    if not _map(x, where):
+        _fail(where, x, "at least one tensor; a program without levels has no such key")
+    found: dict[str, LevelCode] = {}
+    for name, item in _map(x, where).items():
+        here = f"{where}[{reprlib.repr(name)}]"
+        check_name(name + LEVELS, f"{where} key")
+        shape, encoding, group, counts, index_bytes = _object(
+            item, here, tuple(f.name for f in fields(LevelCode))
+        )
+        shape = _ints(shape, f"{here}.shape", 1, (1, 8))
+        size = math.prod(shape)
+        if size > MAX_INT:
+            _fail(f"{here}.shape", shape, f"at most {MAX_INT} weights")
+        if type(encoding) is not str or encoding not in ENCODINGS:
+            _fail(f"{here}.encoding", encoding, "one of " + ", ".join(ENCODINGS))
+        group = _int(group, f"{here}.group", 1, size if encoding == "pattern" else 1)
+        if size % group:
+            _fail(f"{here}.group", group, f"a divisor of the {size} weights")
+        counts = _ints(counts, f"{here}.counts", 0, (num_subnets, num_subnets))
+        if sum(counts) > size:
+            _fail(f"{here}.counts", counts, f"no more than the {size} weights together")
+        index_bytes = _int(index_bytes, f"{here}.index_bytes")
+        found[name] = LevelCode(shape, encoding, group, counts, index_bytes)
+    return found
+
+
 def from_json(text: str) -> Program:
     """Read a program, checking every field's type, range and key; `validate` checks what the fields mean together."""
     data = load_json(text, "program")
     version = data.get("version") if type(data) is dict else data
-    if type(data) is not dict or type(version) is not int or version not in (VERSION, VERSION_QUANT):
-        _fail("program.version", version, f"{VERSION} or {VERSION_QUANT}, the versions this release reads")
+    known = (VERSION, VERSION_QUANT, VERSION_LEVELS)
+    if type(data) is not dict or type(version) is not int or version not in known:
+        _fail("program.version", version, "1, 2 or 3, the versions this release reads")
     keys = (
         "version", "model", "sha256", "producer", "input", "provenance", "subnets", "groups", "aliases", "values",
         "ops", "unsupported", "outputs", "plan",
     )  # fmt: skip
+    if (section := {VERSION_QUANT: "quant", VERSION_LEVELS: "levels"}.get(version, "version")) not in data:
+        raise ArtifactError(f"program: the key {section!r} is missing")
     quant = None
-    if version == VERSION_QUANT:
-        if "quant" not in data:
-            raise ArtifactError("program: the key 'quant' is missing")
+    if version != VERSION and "quant" in data:
         quant = _quant(data.pop("quant"), "program.quant")
+    levels = data.pop("levels") if version == VERSION_LEVELS else None
     _, model, sha256, producer, given, provenance, *rest = _object(data, "program", keys)
     subnets, groups, aliases, values, ops, unsupported, outputs, plan = rest
     if type(sha256) is not str or len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -701,6 +757,7 @@ def from_json(text: str) -> Program:
         producer=_text(producer, "program.producer"),
         sha256=sha256,
         quant=quant,
+        levels={} if version != VERSION_LEVELS else _levels(levels, "program.levels", len(subnets)),
     )
 
 
@@ -720,16 +777,24 @@ def to_json(program: Program) -> str:
         return x
 
     data = plain(program)
+    version = VERSION if program.quant is None else VERSION_QUANT
     if program.quant is None:
         del data["quant"]
-    return dump_json({"version": VERSION if program.quant is None else VERSION_QUANT, **data})
+    if program.levels:
+        version = VERSION_LEVELS
+    else:
+        del data["levels"]
+    return dump_json({"version": version, **data})
 
 
 # ---- What the fields mean together ----
 
 
 def validate(program: Program, shapes: Shapes) -> None:
-    """Check a program against its tensors' dtypes and shapes, deriving each value again; raise `ArtifactError`."""
+    """Check a program against its tensors' dtypes and shapes, deriving each value again; raise `ArtifactError`.
+
+    A tensor with levels is there with its whole shape, and so are its levels.
+    """
     num = len(program.subnets)
     names = [s.name for s in program.subnets]
     if len(set(names)) != num:
@@ -742,6 +807,7 @@ def validate(program: Program, shapes: Shapes) -> None:
             _fail(f"program.aliases[{other!r}]", stored, "the name of a stored tensor")
         if other in shapes:
             raise ArtifactError(f"program.aliases: {other!r} is stored as a tensor of its own as well")
+    _validate_levels(program, shapes)
     if program.quant is not None and program.ops is None:
         raise ArtifactError("program.quant: there are no ops that it could say anything about")
     if program.ops is None:
@@ -804,6 +870,33 @@ def _validate_values(program: Program) -> None:
     for v in program.outputs:
         if v not in made:
             _fail("program.outputs", v, f"a value below {len(values)}")
+
+
+def _validate_levels(program: Program, shapes: Shapes) -> None:
+    """Each is of a stored tensor of numbers that no op reads but as its weight."""
+    for name, code in program.levels.items():
+        where = f"program.levels[{name!r}]"
+        if name not in shapes:
+            _fail(where, name, "the name of a stored tensor")
+        dtype, shape = shapes[name]
+        if dtype not in ("F16", "F32", "F64", "I8", "I16") or shape != code.shape:
+            raise ArtifactError(f"{where}: {name} is {dtype} {list(shape)}; want weights {list(code.shape)}")
+        if shapes.get(name + LEVELS) != ("U8", code.shape):
+            got = shapes.get(name + LEVELS)
+            raise ArtifactError(f"{where}: {name}{LEVELS} is {got}; want U8 {list(code.shape)}")
+    integers = program.quant.ops if program.quant is not None else ()
+    for i, op in enumerate(program.ops or ()):
+        norm = getattr(op, "norm", None)
+        parts = [(norm.weight, norm.bias, norm.mean, norm.var)] if norm is not None else []
+        parts += [(own.multiplier, own.bias, own.table) for own in integers[i : i + 1]]
+        others = [
+            getattr(op, "bias", None),
+            *(name for names in parts for part in names for name in part or ()),
+        ]
+        if pruned := [name for name in others if name in program.levels]:
+            raise ArtifactError(
+                f"program.ops[{i}] ({op.op}): {pruned[0]} has levels; only a weight may have them"
+            )
 
 
 def _validate_quant(program: Program, quant: Quantization, shapes: Shapes) -> Shapes:

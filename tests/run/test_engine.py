@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import integer
 import rheostat as rh
 from cases import CASES, lived_in
 from random_nets import random_nets
+from reference import of_subnet
 from rheostat import artifact
 from rheostat.program import (
     ACTIVATIONS,
@@ -146,6 +148,15 @@ class Net:
         self.ops.append(kind(x, out, *arguments))
         return out
 
+    def level(self, share: float = 1.0) -> Net:
+        """Give weights random levels, 3 (no subnet) among them; `share` of the tensors, at least one."""
+        names = sorted({op.weight for op in self.ops if isinstance(op, (Conv2d, Linear))})
+        for name in names[: max(1, round(share * len(names)))]:
+            levels = self.rng.integers(0, 4, self.tensors[name].shape).astype(np.uint8)
+            self.tensors[name] *= levels < 3
+            self.tensors[f"{name}@levels"] = levels
+        return self
+
     def save(self, path: Path) -> Program:
         outputs = self.outputs or (len(self.values) - 1,)
         first = self.values[0]
@@ -187,7 +198,8 @@ def normalise(norm: Norm | None, tensors: dict[str, np.ndarray], k: int, x: Tens
 
 
 def with_torch(program: Program, tensors: dict[str, np.ndarray], k: int, x: Tensor) -> list[Tensor]:
-    """Subnet k, one functional call an op, on weights sliced by index."""
+    """Subnet k, one functional call an op, on weights sliced by index and masked by level."""
+    tensors = of_subnet(tensors, k)
     values = {0: x.double()}
     assert program.ops is not None
     for op in program.ops:
@@ -422,6 +434,34 @@ def test_every_op_agrees_with_pytorch(
                         assert error(a, b) < 5e-6, (k, batch, threads)  # 3.2e-6 was the worst of 1,443 seeds
 
 
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "make", [make for make in PROGRAMS if make is not activations], ids=lambda f: f.__name__
+)
+def test_every_level_agrees_with_pytorch(
+    make: Callable[[], Net], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widths and levels together, through dense, grouped and depthwise convolutions and linears."""
+    monkeypatch.setenv("RHEOSTAT_ISA", isa)
+    for share in (1.0, 0.5):
+        net = make().level(share)
+        program = net.save(tmp_path / "net.safetensors")
+        whole = sum(net.tensors[n].nbytes for n in net.tensors if n.endswith("@levels"))
+        for threads in (1, 2):
+            with Engine(tmp_path / "net.safetensors", threads) as engine:
+                if engine.isa != isa:
+                    pytest.skip(f"this processor has no {isa}")
+                assert engine.weight_bytes >= 5 * whole
+                for k in (2, 0, 1, 2):
+                    engine.select(k)
+                    for batch in (1, 3, 5):
+                        x = torch.randn(batch, *program.input.shape)
+                        got = engine(x.numpy())
+                        want = with_torch(program, net.tensors, k, x)
+                        for a, b in zip(got if isinstance(got, tuple) else (got,), want, strict=True):
+                            assert error(a, b) < 5e-6, (k, batch, threads)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_over_their_whole_range(name: str, tmp_path: Path) -> None:
     """Each number relative to itself, not to the largest; NaN and infinities as PyTorch has them in float64."""
@@ -496,6 +536,36 @@ def test_random_networks_agree_with_pytorch(tmp_path: Path, model: torch.nn.Modu
         agrees(net, path, x, threads=(1,))
 
 
+def with_levels(tensors: dict[str, np.ndarray], names: set[str], num_subnets: int) -> dict[str, np.ndarray]:
+    """Random levels for the tensors of `names`; one that no subnet keeps is zero."""
+    rng = np.random.default_rng(0)
+    levels = {n: rng.integers(0, num_subnets + 1, tensors[n].shape).astype(np.uint8) for n in sorted(names)}
+    pruned = {n: tensors[n] * (levels[n] < num_subnets) for n in levels}
+    return {**tensors, **pruned, **{f"{n}@levels": array for n, array in levels.items()}}
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("name", ["lenet", "resnet20", "mobilenet"])
+def test_levels_of_integers_agree_on_every_bit(name: str, bits: int, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == name)
+    graph = rh.trace(case.model(), case.inputs())
+    supernet = rh.Supernet(graph, rh.uniform(graph, (0.5, 0.75, 1.0))).eval()
+    quantized = rh.quantize(supernet, [case.inputs()], rh.Quant(bits, 8) if name == "mobilenet" else bits)
+    weights = {op.weight for op in quantized.program.ops or () if isinstance(op, (Conv2d, Linear))}
+    tensors = with_levels(dict(quantized.tensors), weights, 3)
+    path = tmp_path / "net.safetensors"
+    artifact.write(path, quantized.program, tensors)
+    program, stored = artifact.read(path)
+    assert set(program.levels) == weights
+    x = case.inputs(1).numpy()
+    for threads in (1, 2):
+        with Engine(path, threads) as engine:
+            for k in (2, 0, 1):
+                engine.select(k)
+                for got, want in zip([engine(x)], integer.run(program, stored, k, x), strict=True):
+                    np.testing.assert_array_equal(got, want)
+
+
 # ---- switching, forks, threads ----
 
 
@@ -547,8 +617,20 @@ def test_a_switch_changes_only_which_subnet_answers(resnet: Path, x: np.ndarray)
         assert not np.array_equal(fresh[0], fresh[1])
 
 
-def test_threads_and_batches_change_no_bit(resnet: Path, x: np.ndarray) -> None:
-    with Engine(resnet, threads=1) as one, Engine(resnet, threads=3) as three:
+@pytest.fixture(scope="module")
+def pruned(resnet: Path) -> Path:
+    """The same supernet with levels for every weight."""
+    path = resnet.with_name("pruned.safetensors")
+    program, tensors = artifact.read(resnet)
+    weights = {op.weight for op in program.ops or () if isinstance(op, (Conv2d, Linear))}
+    artifact.write(path, program, with_levels(tensors, weights, 4))
+    return path
+
+
+@pytest.mark.parametrize("which", ["resnet", "pruned"])
+def test_threads_and_batches_change_no_bit(which: str, x: np.ndarray, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(which)
+    with Engine(path, threads=1) as one, Engine(path, threads=3) as three:
         for k in range(4):
             one.select(k)
             three.select(k)
@@ -581,6 +663,22 @@ def test_all_subnets_weigh_as_much_as_the_largest(resnet: Path, tmp_path: Path) 
             assert other.weight_bytes == four.weight_bytes
 
 
+def test_the_largest_subnet_of_levels_is_the_masked_network_and_all_weigh_one_byte_more(
+    resnet: Path, pruned: Path, x: np.ndarray, tmp_path: Path
+) -> None:
+    """Level by level what the engine runs is the artifact without levels whose weights are masked."""
+    program, tensors = artifact.read(pruned)
+    with Engine(pruned, threads=1) as engine, Engine(resnet, threads=1) as dense:
+        assert dense.weight_bytes < engine.weight_bytes <= 1.3 * dense.weight_bytes
+        for k in range(4):
+            masked = {n: a for n, a in of_subnet(tensors, k).items() if not n.endswith("@levels")}
+            artifact.write(tmp_path / "masked.safetensors", program, masked)
+            engine.select(k)
+            with Engine(tmp_path / "masked.safetensors", threads=1) as one:
+                one.select(k)
+                assert np.array_equal(engine(x), one(x))
+
+
 def test_forks_share_weights_and_nothing_else(resnet: Path, x: np.ndarray) -> None:
     engine = Engine(resnet, threads=1)
     engine.select(1)
@@ -596,8 +694,9 @@ def test_forks_share_weights_and_nothing_else(resnet: Path, x: np.ndarray) -> No
     assert np.array_equal(other(x), before)
 
 
-def test_many_threads_each_with_a_fork(resnet: Path, x: np.ndarray) -> None:
-    with Engine(resnet, threads=1) as engine:
+@pytest.mark.parametrize("which", ["resnet", "pruned"])
+def test_many_threads_each_with_a_fork(which: str, x: np.ndarray, request: pytest.FixtureRequest) -> None:
+    with Engine(request.getfixturevalue(which), threads=1) as engine:
         want = []
         for k in range(4):
             engine.select(k)
@@ -639,8 +738,9 @@ def _in_a_child(engine: Engine, x: np.ndarray, queue: Any) -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_does_without_the_threads(resnet: Path, x: np.ndarray) -> None:
-    with Engine(resnet, threads=2) as engine:
+def test_a_forked_process_does_without_the_threads(pruned: Path, x: np.ndarray) -> None:
+    with Engine(pruned, threads=2) as engine:
+        engine.select(1)
         want = engine(x)
         context = multiprocessing.get_context("fork")
         queue = context.Queue()

@@ -15,6 +15,7 @@ import numpy as np
 
 from rheostat import artifact
 from rheostat.program import (
+    LEVELS,
     Activation,
     Add,
     AvgPool2d,
@@ -195,7 +196,7 @@ def _check_input(x: np.ndarray, shape: tuple[int, ...]) -> None:
 _INT = ctypes.c_int32
 _INTS = ctypes.POINTER(_INT)
 _HANDLE = ctypes.c_void_p
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _OUT_OF_MEMORY, _THREADS = 1, 5
 
 
@@ -240,6 +241,7 @@ class _OpDesc(ctypes.Structure):
         ("count_include_pad", _INT),
         ("group_inputs", _INT),
         ("weight", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p),
         ("weight_count", ctypes.c_int64),
         ("scale", ctypes.POINTER(ctypes.c_void_p)),
         ("shift", ctypes.POINTER(ctypes.c_void_p)),
@@ -434,6 +436,8 @@ class _Descriptors:
         """A linear layer is a convolution whose kernel covers its input: both flatten in the order C, H, W."""
         weight, source = self._tensors[op.weight], self._values[op.input]
         desc.weight_count = weight.size
+        if op.weight + LEVELS in self._tensors:
+            desc.levels = self._array(self._tensors[op.weight + LEVELS], np.uint8)
         if self._quant is None:
             desc.weight = self._floats(weight)
         else:
