@@ -22,10 +22,10 @@ import rheostat as rh
 from cases import CASES, Case, lived_in
 from random_nets import random_nets
 from rheostat import artifact
-from rheostat.program import ACTIVATIONS, Activation, Value, reads
+from rheostat.program import ACTIVATIONS, Activation, Conv2d, Linear, Value, reads
 from rheostat.run.export_c import CSource, export_c, to_numbers
 from rheostat.spec import Quant
-from run.test_engine import ACTIVATE, PROGRAMS, Net, error, whole, with_torch
+from run.test_engine import ACTIVATE, PROGRAMS, Net, activations, error, whole, with_levels, with_torch
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -136,6 +136,41 @@ def test_every_op_agrees_with_pytorch(make: Callable[[], Net], tmp_path: Path) -
         want = with_torch(program, net.tensors, k, x)
         for a, b in zip(tuples(source.run(host, x.numpy(), k)), want, strict=True):
             assert error(a, b) < 1e-5, k
+
+
+@pytest.mark.parametrize(
+    "make", [make for make in PROGRAMS if make is not activations], ids=lambda f: f.__name__
+)
+def test_every_level_agrees_with_pytorch(make: Callable[[], Net], tmp_path: Path) -> None:
+    """Widths and levels together; with half of the layers pruned, dense and pruned rows in one net."""
+    torch.manual_seed(0)
+    net = make().level(0.5 if make.__name__ in ("concat", "squeeze_excite") else 1.0)
+    program = net.save(tmp_path / "net.safetensors")
+    source = export_c(tmp_path / "net.safetensors", tmp_path / "c")
+    host = source.compile(flags=("-O1",), sanitize=True)
+    x = torch.randn(3, *program.input.shape)
+    for k in range(3):
+        for a, b in zip(
+            tuples(source.run(host, x.numpy(), k)), with_torch(program, net.tensors, k, x), strict=True
+        ):
+            assert error(a, b) < 1e-5, k
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [("lenet", INT8), ("lenet", Quant(16, 16)), ("mobilenet", INT8), ("mobilenet", Quant(16, 8))],
+)
+def test_levels_of_integers_agree_on_every_bit(name: str, quant: Quant, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    quantized(next(c for c in MODELS if c.name == name), quant, path)
+    agrees(path, tmp_path / "c", next(c for c in MODELS if c.name == name).inputs(2).numpy())
+
+
+def quantized(case: Case, quant: Quant, path: Path) -> None:
+    """The case at three widths, quantised, with random levels for every weight."""
+    q = rh.quantize(supernet(case), [case.inputs(1)], quant)
+    weights = {op.weight for op in q.program.ops or () if isinstance(op, (Conv2d, Linear))}
+    artifact.write(path, q.program, with_levels(dict(q.tensors), weights, 3))
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))

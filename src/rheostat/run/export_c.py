@@ -135,7 +135,7 @@ def export_c(
     >>> source = export_c("dial.safetensors", "firmware")
     >>> source.check()
     >>> source.arena_bytes, sum(source.constant_bytes)
-    (112, 264)
+    (80, 260)
     """
     program, tensors = read(artifact)
     if program.ops is None:
@@ -468,9 +468,7 @@ class _Writer:
         if levels is None:
             fields["weight"] = self._array("weight", matrix)
         else:
-            levels = levels.reshape(full.shape)[out.indices(-1)][:, kept]
-            first = np.array([next(k for k in range(self._num) if c in inside[k]) for c in range(len(kept))])
-            self._prune(matrix, np.maximum(levels, first[:, None]), fields)
+            self._prune(matrix, levels.reshape(full.shape)[out.indices(-1)][:, kept], fields)
         return inside
 
     def _prune(self, matrix: np.ndarray, levels: np.ndarray, fields: dict[str, str]) -> None:
