@@ -322,6 +322,8 @@ class _Writer:
 
     def _run_list(self, indices: np.ndarray) -> str:
         runs = _runs(indices)
+        if not runs:
+            return "{0, 0}"
         key = "rh_run", repr(runs).encode()
         if key not in self._names:
             self._names[key] = f"runs_{len(self._names)}"
@@ -360,10 +362,17 @@ class _Writer:
                 "has_other": "1",
             }
         rows = [self._channels(out, k) for k in range(self._num)]
-        inputs = [self._channels(source, k) for k in range(self._num)]
+        inputs, taps = [self._channels(source, k) for k in range(self._num)], 0
         if isinstance(op, (Conv2d, Linear)):
-            inputs = self._matrix(op, fields, inputs)
-            call = f"rh_matrix(arena, column, &layer_{i}, level);"
+            size, taps = self._matrix(op, fields)
+            # Where all groups are kept each keeps a prefix; where groups are removed the kept ones are whole.
+            inputs = [channels[channels < size] for channels in inputs]
+            conv = isinstance(op, Conv2d)
+            call = (
+                f"rh_conv2d(arena, column, &layer_{i}, level);"
+                if conv
+                else f"rh_linear(arena, &layer_{i}, level);"
+            )
         elif isinstance(op, (MaxPool2d, AvgPool2d, GlobalAvgPool, Subsample)):
             fields["window"] = self._window(op)
             fields["include_pad"] = str(int(isinstance(op, AvgPool2d) and op.count_include_pad))
@@ -375,7 +384,7 @@ class _Writer:
             call = f"rh_softmax(arena, &layer_{i}, level);"
         else:
             call = f"rh_pointwise(arena, &layer_{i}, level, {self._kind(i, op)});"
-        self._write(i, op, f"layer_{i}", fields, rows, inputs)
+        self._write(i, op, f"layer_{i}", fields, rows, inputs, taps)
         return call
 
     def _concat(self, i: int, op: Concat, j: int) -> str:
@@ -387,7 +396,7 @@ class _Writer:
             "area": str(self.program.values[op.output].area),
         }
         rows = [self._channels(op.inputs[j], k) for k in range(self._num)]
-        self._write(i, op, f"layer_{i}_{j}", fields, rows, rows, j)
+        self._write(i, op, f"layer_{i}_{j}", fields, rows, rows, factor=j)
         return f"rh_pointwise(arena, &layer_{i}_{j}, level, RH_RESCALE);"
 
     def _write(
@@ -398,12 +407,15 @@ class _Writer:
         fields: Mapping[str, str],
         rows: Sequence[np.ndarray],
         inputs: Sequence[np.ndarray],
+        taps: int = 0,
         factor: int = 0,
     ) -> None:
-        levels = [
-            f"{{{self._run_list(rows[k])}, {self._run_list(inputs[k])}, {self._epilogue(i, op, k, factor)}}}"
-            for k in range(self._num)
-        ]
+        """Write what the layer is in each level, then the layer; an input channel has `taps` columns of a matrix."""
+        levels = []
+        for k in range(self._num):
+            columns = (inputs[k][:, None] * taps + np.arange(taps)).ravel()
+            lists = [self._run_list(indices) for indices in (rows[k], inputs[k], columns)]
+            levels.append(f"{{{', '.join(lists)}, {self._epilogue(i, op, k, factor)}}}")
         text = ",\n    ".join(levels)
         self._definitions.append(f"static const rh_level {name}_levels[RH_LEVELS] = {{\n    {text}}};")
         text = ",\n    ".join(
@@ -433,43 +445,31 @@ class _Writer:
             parts = ((1, 1), op.stride, (0, 0), (1, 1))
         return "{" + ", ".join(f"{{{a}, {b}}}" for a, b in (source, out, *parts)) + "}"
 
-    def _matrix(
-        self,
-        op: Conv2d | Linear,
-        fields: dict[str, str],
-        inputs: Sequence[np.ndarray],
-    ) -> list[np.ndarray]:
-        """Write the weights of the largest subnet; returns the input channels of one group in each subnet."""
+    def _matrix(self, op: Conv2d | Linear, fields: dict[str, str]) -> tuple[int, int]:
+        """Write the weights of the largest subnet; returns the input channels of one group and the taps of each."""
         source, out = self.program.values[op.input], self.program.values[op.output]
         weight = self._tensors[op.weight]
-        full = weight.reshape(len(weight), -1, source.area) if isinstance(op, Linear) else weight
-        full = full.reshape(len(full), full.shape[1], -1)  # [O, I / groups, taps]
-        levels = self._tensors.get(f"{op.weight}@levels")
+        taps = source.area if isinstance(op, Linear) else weight.shape[2] * weight.shape[3]
+        full = weight.reshape(len(weight), -1, taps)  # [O, I / groups, taps]
+        # The first group, which every subnet keeps; the others are like it.
         kept = source.indices(-1)
-        kept = kept[
-            kept < full.shape[1]
-        ]  # of the first group, which every subnet keeps: the others are like it
+        kept = kept[kept < full.shape[1]]
         matrix = full[out.indices(-1)][:, kept]
-        group_rows = len(matrix)
+        num_columns = len(kept) * taps
+        fields |= {"columns": str(num_columns), "taps": str(taps)}
         if isinstance(op, Conv2d):
-            group_rows //= op.groups[-1]
-            fields["window"] = self._window(op)
-            self._columns = max(self._columns, matrix[0].size)
-        else:
-            fields["window"] = "{{1, 1}, {1, 1}, {0, 0}, {1, 1}, {0, 0}, {1, 1}}"
-        fields |= {
-            "columns": str(matrix[0].size),
-            "taps": str(matrix.shape[2]),
-            "group_rows": str(group_rows),
-            "group_size": str(len(kept) * source.area),
-        }
-        # Where all groups are kept each keeps a prefix; where groups are removed the kept ones are whole.
-        inside = [channels[channels < len(kept)] for channels in inputs]
+            fields |= {
+                "window": self._window(op),
+                "group_rows": str(len(matrix) // op.groups[-1]),
+                "group_size": str(len(kept) * source.area),
+            }
+            self._columns = max(self._columns, 2 * num_columns)  # two positions at a time
+        levels = self._tensors.get(f"{op.weight}@levels")
         if levels is None:
             fields["weight"] = self._array("weight", matrix)
         else:
             self._prune(matrix, levels.reshape(full.shape)[out.indices(-1)][:, kept], fields)
-        return inside
+        return len(kept), taps
 
     def _prune(self, matrix: np.ndarray, levels: np.ndarray, fields: dict[str, str]) -> None:
         """Rows of weights sorted by level, block after block of `BLOCK` columns."""
@@ -489,6 +489,7 @@ class _Writer:
             "start": self._array("start", np.array(starts[:-1], self._index)),
             "column": self._array("column", np.concatenate(columns).astype(np.uint8)),
             "count": self._array("count", np.concatenate(counts).astype(np.uint8)),
+            "blocks": str(len(counts) // len(matrix)),
         }
 
     def _epilogue(self, i: int, op: Op, k: int, factor: int) -> str:
@@ -662,7 +663,8 @@ typedef {output} net_output;
 _SOURCE = """/* Made by rheostat.export_c; do not edit. */
 #include "net.h"
 
-#include <string.h>
+/* All that is called of the C library, declared here because small systems have no string.h. */
+void *memcpy(void *to, const void *from, size_t size);
 
 {macros}
 typedef {index} rh_index;

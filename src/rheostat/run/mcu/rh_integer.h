@@ -49,7 +49,13 @@ static inline rh_number rh_get(rh_element x, uint8_t flip) {
 #endif
 }
 
-static inline rh_element rh_clamped(int64_t t, const rh_epilogue *e) {
+/* clamp(t >> shift); in 32 bits where only the upper half of t counts, as it does almost always. */
+static inline rh_element rh_shifted(int64_t t, const rh_epilogue *e) {
+    if (e->shift >= 32) {
+        const int32_t y = (int32_t)(t >> 32) >> (e->shift - 32);
+        return (rh_element)(y < e->low ? e->low : y > e->high ? e->high : (int16_t)y);
+    }
+    t >>= e->shift;
     return (rh_element)(t < e->low ? e->low : t > e->high ? e->high : (int16_t)t);
 }
 
@@ -60,7 +66,7 @@ static inline rh_element rh_finished(rh_sum sum, rh_index channel, const rh_elem
 #endif
     int64_t t = (int64_t)(int32_t)sum * e->multiplier[channel] + e->bias[channel];
     if (residual != 0) t += (int64_t)e->factor[0] * rh_get(*residual, flip);
-    return rh_clamped(t >> e->shift, e);
+    return rh_shifted(t, e);
 }
 
 static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, rh_index channel, uint8_t flip,
@@ -68,12 +74,12 @@ static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, rh_ind
     int64_t t;
     switch (kind) {
         case RH_TABLE: return (rh_element)e->table[flip != 0 ? a + 127 : a];
-        case RH_NORM: return rh_clamped(((int64_t)a * e->multiplier[channel] + e->bias[channel]) >> e->shift, e);
+        case RH_NORM: return rh_shifted((int64_t)a * e->multiplier[channel] + e->bias[channel], e);
         case RH_ADD: t = (int64_t)e->factor[0] * a + (int64_t)e->factor[1] * b; break;
         case RH_MUL: t = (int64_t)e->factor[0] * ((int32_t)a * b); break;
         default: t = (int64_t)e->factor[0] * a; /* RH_RESCALE */
     }
-    return rh_clamped((t + ((int64_t)1 << (e->shift - 1))) >> e->shift, e);
+    return rh_shifted(t + ((int64_t)1 << (e->shift - 1)), e);
 }
 
 typedef int64_t rh_total;
@@ -83,7 +89,8 @@ static inline rh_number rh_larger(rh_number best, rh_number x) { return x > best
 /* floor((2 f total + count 2^n) / (2 count 2^n)), clamped */
 static inline rh_element rh_mean(rh_total total, int32_t count, const rh_epilogue *e) {
     const int64_t half = count * ((int64_t)1 << e->shift), whole = 2 * half, t = (int64_t)2 * e->factor[0] * total + half;
-    return rh_clamped(t / whole - (t % whole < 0), e);
+    const int64_t y = t / whole - (t % whole < 0);
+    return (rh_element)(y < e->low ? e->low : y > e->high ? e->high : (int16_t)y);
 }
 
 #endif

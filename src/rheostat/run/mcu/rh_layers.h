@@ -15,6 +15,15 @@ typedef enum { RH_RESCALE, RH_TABLE, RH_NORM, RH_ADD, RH_MUL } rh_kind;
 #include "rh_integer.h"
 #endif
 
+/* Stores stay on their side of it. */
+#if defined(__GNUC__)
+#define RH_BARRIER() __asm__ volatile("" ::: "memory")
+#define RH_NOINLINE __attribute__((noinline, unused))
+#else
+#define RH_BARRIER() ((void)0)
+#define RH_NOINLINE inline
+#endif
+
 /* Columns of a pruned row whose weights are stored together: they and their number fit a byte. */
 enum { RH_BLOCK = 255 };
 
@@ -34,7 +43,7 @@ typedef struct {
     uint8_t flip;
 } rh_value;
 
-/* A window that walks over an image. Where the input has none, its elements are the columns. */
+/* A window that walks over an image. */
 typedef struct {
     int16_t in[2], out[2], kernel[2], stride[2], padding[2], dilation[2];
 } rh_window;
@@ -43,6 +52,7 @@ typedef struct {
 typedef struct {
     rh_runs rows;     /* the output's channels */
     rh_runs channels; /* the input's channels, of one group */
+    rh_runs columns;  /* the same, as columns of a matrix */
     rh_epilogue epilogue;
 } rh_level;
 
@@ -67,131 +77,207 @@ typedef struct {
     const rh_index *start;
     const uint8_t *column;
     const uint8_t *count;
+    rh_index blocks; /* of one row */
 } rh_layer;
 
-/* Unrolled by hand: the compilers of microcontrollers do not at -Os and -O2. */
-#define RH_DOT(name, type)                                                                 \
-    static inline rh_sum name(const type *x, const rh_weight *w, rh_index n, rh_sum sum) { \
-        for (; n >= 4; n = (rh_index)(n - 4), x += 4, w += 4) {                            \
-            sum += (rh_product)x[0] * w[0];                                                \
-            sum += (rh_product)x[1] * w[1];                                                \
-            sum += (rh_product)x[2] * w[2];                                                \
-            sum += (rh_product)x[3] * w[3];                                                \
-        }                                                                                  \
-        for (; n > 0; n--) sum += (rh_product)*x++ * *w++;                                 \
-        return sum;                                                                        \
+/* The sum of one row at one position of the output, whose columns are x, or at two, x and y, which share the loads of the
+ * weights. Each weight has the next column or, in pruned rows, the one that `at` names. Unrolled by hand, because
+ * compilers do not at -O2, and never inlined, because few registers are left where they are called. */
+#define RH_DOT(name, type, column, advance)                                                               \
+    static RH_NOINLINE rh_sum name(const type *x, const rh_weight *w, const uint8_t *at, rh_index n, rh_sum s) { \
+        (void)at;                                                                                         \
+        for (; n >= 4; n = (rh_index)(n - 4), w += 4, advance += 4) {                                     \
+            s += (rh_product)x[column(0)] * w[0];                                                         \
+            s += (rh_product)x[column(1)] * w[1];                                                         \
+            s += (rh_product)x[column(2)] * w[2];                                                         \
+            s += (rh_product)x[column(3)] * w[3];                                                         \
+        }                                                                                                 \
+        for (; n > 0; n--, w++, advance++) s += (rh_product)x[column(0)] * *w;                            \
+        return s;                                                                                         \
     }
 
-#define RH_PRUNED_DOT(name, type)                                                              \
-    static inline rh_sum name(const type *x, const rh_weight *w, const uint8_t *at, uint8_t n, \
-                              rh_sum sum) {                                                    \
-        for (; n >= 4; n = (uint8_t)(n - 4), at += 4, w += 4) {                                \
-            sum += (rh_product)x[at[0]] * w[0];                                                \
-            sum += (rh_product)x[at[1]] * w[1];                                                \
-            sum += (rh_product)x[at[2]] * w[2];                                                \
-            sum += (rh_product)x[at[3]] * w[3];                                                \
-        }                                                                                      \
-        for (; n > 0; n--) sum += (rh_product)x[*at++] * *w++;                                 \
-        return sum;                                                                            \
+#define RH_TWO_DOTS(name, type, column, advance)                                                             \
+    static RH_NOINLINE void name(const type *x, const type *y, const rh_weight *w, const uint8_t *at, rh_index n, \
+                            rh_sum *sums) {                                                                  \
+        rh_sum s = sums[0], t = sums[1];                                                                     \
+        (void)at;                                                                                            \
+        for (; n >= 4; n = (rh_index)(n - 4), w += 4, advance(4)) {                                          \
+            s += (rh_product)x[column(0)] * w[0], t += (rh_product)y[column(0)] * w[0];                      \
+            s += (rh_product)x[column(1)] * w[1], t += (rh_product)y[column(1)] * w[1];                      \
+            s += (rh_product)x[column(2)] * w[2], t += (rh_product)y[column(2)] * w[2];                      \
+            s += (rh_product)x[column(3)] * w[3], t += (rh_product)y[column(3)] * w[3];                      \
+        }                                                                                                    \
+        for (; n > 0; n--, w++, advance(1))                                                                  \
+            s += (rh_product)x[column(0)] * *w, t += (rh_product)y[column(0)] * *w;                          \
+        sums[0] = s;                                                                                         \
+        sums[1] = t;                                                                                         \
     }
 
-RH_DOT(rh_dot, rh_element)
-RH_PRUNED_DOT(rh_pruned_dot, rh_element)
+#define RH_THIS(i) i
+#define RH_NAMED(i) at[i]
+#define RH_BOTH(n) x += n, y += n
+#define RH_NAMES(n) at += n
+RH_DOT(rh_dot, rh_element, RH_THIS, x)
+RH_DOT(rh_pruned_dot, rh_element, RH_NAMED, at)
+RH_TWO_DOTS(rh_two_dots, rh_element, RH_THIS, RH_BOTH)
+RH_TWO_DOTS(rh_two_pruned_dots, rh_element, RH_NAMED, RH_NAMES)
 #if RH_BITS_ACTIVATIONS == 8
-RH_DOT(rh_signed_dot, int8_t)
-RH_PRUNED_DOT(rh_signed_pruned_dot, int8_t)
+RH_DOT(rh_signed_dot, int8_t, RH_THIS, x)
+RH_DOT(rh_signed_pruned_dot, int8_t, RH_NAMED, at)
+RH_TWO_DOTS(rh_two_signed_dots, int8_t, RH_THIS, RH_BOTH)
+RH_TWO_DOTS(rh_two_signed_pruned_dots, int8_t, RH_NAMED, RH_NAMES)
 #else
 #define rh_signed_dot rh_dot
 #define rh_signed_pruned_dot rh_pruned_dot
+#define rh_two_signed_dots rh_two_dots
+#define rh_two_signed_pruned_dots rh_two_pruned_dots
 #endif
 
-static inline rh_sum rh_dense_row(const rh_layer *l, const rh_level *at, rh_index row, const rh_element *x) {
-    const rh_weight *w = l->weight + (rh_index)(row * l->columns);
-    rh_sum sum = 0;
-    for (rh_index r = 0; r < at->channels.num; r++) {
-        const rh_index first = (rh_index)(at->channels.run[r].first * l->taps);
-        const rh_index count = (rh_index)(at->channels.run[r].count * l->taps);
-        sum = l->input.flip != 0 ? rh_signed_dot((const void *)(x + first), w + first, count, sum)
-                                 : rh_dot(x + first, w + first, count, sum);
-    }
-    return sum;
+static inline void rh_dense_row(const rh_layer *l, const rh_level *at, rh_index row, const rh_element *x, int two,
+                                rh_sum *sums) {
+    const rh_run *run = at->columns.run, *end = run + at->columns.num;
+    do {
+        const rh_weight *w = l->weight + (rh_index)(row * l->columns) + run->first;
+        const rh_element *a = x + run->first, *b = a + l->columns;
+        if (l->input.flip != 0) {
+            if (two) {
+                rh_two_signed_dots((const void *)a, (const void *)b, w, 0, run->count, sums);
+            } else {
+                sums[0] = rh_signed_dot((const void *)a, w, 0, run->count, sums[0]);
+            }
+        } else if (two) {
+            rh_two_dots(a, b, w, 0, run->count, sums);
+        } else {
+            sums[0] = rh_dot(a, w, 0, run->count, sums[0]);
+        }
+    } while (++run != end);
 }
 
 #if RH_PRUNED
-static inline rh_sum rh_pruned_row(const rh_layer *l, uint8_t level, rh_index row, const rh_element *x) {
-    const rh_index blocks = (rh_index)((l->columns + RH_BLOCK - 1) / RH_BLOCK);
-    const uint8_t *count = l->count + (rh_index)(row * blocks * RH_LEVELS), *column = l->column + l->start[row];
+static inline void rh_pruned_row(const rh_layer *l, uint8_t level, rh_index row, const rh_element *x, int two,
+                                 rh_sum *sums) {
+    const uint8_t *count = l->count + (rh_index)(row * l->blocks * RH_LEVELS), *column = l->column + l->start[row];
     const rh_weight *w = l->weight + l->start[row];
-    rh_sum sum = 0;
-    for (rh_index b = 0; b < blocks; b++) {
-        sum = l->input.flip != 0 ? rh_signed_pruned_dot((const void *)x, w, column, count[level], sum)
-                                 : rh_pruned_dot(x, w, column, count[level], sum);
+    rh_index blocks = l->blocks;
+    do {
+        const rh_element *y = x + l->columns;
+        if (l->input.flip != 0) {
+            if (two) {
+                rh_two_signed_pruned_dots((const void *)x, (const void *)y, w, column, count[level], sums);
+            } else {
+                sums[0] = rh_signed_pruned_dot((const void *)x, w, column, count[level], sums[0]);
+            }
+        } else if (two) {
+            rh_two_pruned_dots(x, y, w, column, count[level], sums);
+        } else {
+            sums[0] = rh_pruned_dot(x, w, column, count[level], sums[0]);
+        }
         column += count[RH_LEVELS - 1];
         w += count[RH_LEVELS - 1];
         count += RH_LEVELS;
         x += RH_BLOCK;
-    }
-    return sum;
+    } while (--blocks > 0);
 }
 #endif
 
-/* What the window of one output pixel holds, channel after channel, and zeros where it leaves the image. */
-static inline void rh_gather(rh_element *column, const rh_layer *l, const rh_runs *channels, const rh_element *x, int y,
-                             int left) {
-    const rh_window *w = &l->window;
-    const int right = left + (w->kernel[1] - 1) * w->dilation[1];
-    const rh_index width = (rh_index)w->in[1], area = (rh_index)(w->in[0] * width);
+/* Rows `row` ... `last - 1` at one or `two` positions of the output; `channel` counts the rows that the level keeps. */
+static inline void rh_rows(rh_element *arena, const rh_layer *l, uint8_t level, const rh_element *x, rh_index row,
+                           rh_index last, rh_index channel, rh_index position, int two) {
+    const rh_level *at = &l->level[level];
+    const rh_index area = l->area;
+    const rh_element *other = l->has_other ? arena + l->other.at + (rh_index)(row * area + position) : 0;
+    rh_element *to = arena + l->output.at + (rh_index)(row * area + position);
+    for (; row < last; row++, channel++, to += area) {
+        rh_sum sums[2] = {0, 0};
+#if RH_PRUNED
+        if (l->start != 0) {
+            rh_pruned_row(l, level, row, x, two, sums);
+        } else {
+            rh_dense_row(l, at, row, x, two, sums);
+        }
+#else
+        rh_dense_row(l, at, row, x, two, sums);
+#endif
+        to[0] = rh_finished(sums[0], channel, other, l->other.flip, &at->epilogue);
+        if (two) to[1] = rh_finished(sums[1], channel, other != 0 ? other + 1 : 0, l->other.flip, &at->epilogue);
+        if (other != 0) other += area;
+    }
+}
+
+/* What the window at (y, x) holds, channel after channel, and zeros where it leaves the image. */
+static inline void rh_gather(rh_element *column, const rh_layer *l, const rh_runs *channels, const rh_element *image,
+                             int y, int x) {
+    /* Copies: for all that the compiler knows, a store to `column` changes what pointers point to. */
+    const rh_window w = l->window;
+    const rh_index width = (rh_index)w.in[1], area = (rh_index)(w.in[0] * width), taps = l->taps;
+    const int inside = y >= 0 && x >= 0 && y + (w.kernel[0] - 1) * w.dilation[0] < w.in[0] &&
+                       x + (w.kernel[1] - 1) * w.dilation[1] < w.in[1];
     for (rh_index r = 0; r < channels->num; r++) {
-        const rh_element *channel = x + (rh_index)(channels->run[r].first * area);
-        rh_element *to = column + (rh_index)(channels->run[r].first * l->taps);
-        for (rh_index c = channels->run[r].count; c > 0; c--, channel += area) {
-            for (int i = 0, at = y; i < w->kernel[0]; i++, at += w->dilation[0]) {
-                if (at < 0 || at >= w->in[0]) {
-                    for (int j = w->kernel[1]; j > 0; j--) *to++ = 0;
-                } else if (left >= 0 && right < w->in[1]) {
-                    const rh_element *from = channel + (rh_index)(at * width + left);
-                    for (int j = w->kernel[1]; j > 0; j--, from += w->dilation[1]) *to++ = *from;
-                } else {
-                    const rh_element *from = channel + (rh_index)(at * width);
-                    for (int j = w->kernel[1], k = left; j > 0; j--, k += w->dilation[1])
-                        *to++ = k >= 0 && k < w->in[1] ? from[k] : 0;
+        const rh_run run = channels->run[r];
+        const rh_element *channel = image + (rh_index)(run.first * area);
+        rh_element *to = column + (rh_index)(run.first * taps);
+        for (rh_index c = run.count; c > 0; c--, channel += area) {
+            if (inside) {
+                const rh_element *line = channel + (rh_index)(y * width + x);
+                for (int i = w.kernel[0]; i > 0; i--, line += (rh_index)(w.dilation[0] * width)) {
+                    const rh_element *from = line;
+                    for (int j = w.kernel[1]; j > 0; j--, from += w.dilation[1]) *to++ = *from;
+                }
+            } else {
+                for (int i = w.kernel[0], v = y; i > 0; i--, v += w.dilation[0]) {
+                    for (int j = w.kernel[1], u = x; j > 0; j--, u += w.dilation[1])
+                        *to++ = v >= 0 && v < w.in[0] && u >= 0 && u < w.in[1] ? channel[(rh_index)(v * width + u)] : 0;
                 }
             }
         }
     }
 }
 
-/* A convolution or, without a window, a linear layer. `column` has room for the columns of one row. */
-static inline void rh_matrix(rh_element *arena, rh_element *column, const rh_layer *l, uint8_t level) {
+static inline void rh_linear(rh_element *arena, const rh_layer *l, uint8_t level) {
+    const rh_runs rows = l->level[level].rows;
+    rh_index channel = 0;
+    for (rh_index r = 0; r < rows.num; r++) {
+        const rh_run run = rows.run[r];
+        rh_rows(arena, l, level, arena + l->input.at, run.first, (rh_index)(run.first + run.count), channel, 0, 0);
+        channel = (rh_index)(channel + run.count);
+    }
+}
+
+/* Two positions at a time, as far as a line of the output has them; `column` has room for the columns of both. */
+static inline void rh_conv2d(rh_element *arena, rh_element *column, const rh_layer *l, uint8_t level) {
     const rh_level *at = &l->level[level];
-    const rh_window *w = &l->window;
+    const rh_window w = l->window;
     rh_index position = 0;
-    for (int oy = 0, y = -w->padding[0]; oy < w->out[0]; oy++, y += w->stride[0]) {
-        for (int ox = 0, x = -w->padding[1]; ox < w->out[1]; ox++, x += w->stride[1], position++) {
-            const rh_element *input = arena + l->input.at, *values = input;
-            rh_index end = 0, channel = 0; /* rows before `end` read `values` */
+    for (int oy = 0, y = -w.padding[0]; oy < w.out[0]; oy++, y += w.stride[0]) {
+        for (int ox = 0, x = -w.padding[1]; ox < w.out[1];) {
+            const int two = ox + 1 < w.out[1];
+            const rh_element *group = arena + l->input.at;
+            rh_index end = 0, channel = 0; /* rows before `end` read what is in `column` */
             for (rh_index r = 0; r < at->rows.num; r++) {
-                const rh_index last = (rh_index)(at->rows.run[r].first + at->rows.run[r].count);
-                for (rh_index row = at->rows.run[r].first; row < last; row++, channel++) {
-                    if (row >= end && w->kernel[0] > 0) {
-                        for (; row >= (rh_index)(end + l->group_rows); end = (rh_index)(end + l->group_rows))
-                            input += l->group_size;
-                        rh_gather(column, l, &at->channels, input, y, x);
-                        values = column;
-                        input += l->group_size;
+                rh_index row = at->rows.run[r].first;
+                const rh_index last = (rh_index)(row + at->rows.run[r].count);
+                while (row < last) {
+                    for (; row >= (rh_index)(end + l->group_rows); end = (rh_index)(end + l->group_rows))
+                        group += l->group_size;
+                    if (row >= end) {
+                        rh_gather(column, l, &at->channels, group, y, x);
+                        if (two) rh_gather(column + l->columns, l, &at->channels, group, y, x + w.stride[1]);
+                        group += l->group_size;
                         end = (rh_index)(end + l->group_rows);
                     }
-                    const rh_index i = (rh_index)(row * l->area + position);
-#if RH_PRUNED
-                    const rh_sum sum = l->start != 0 ? rh_pruned_row(l, level, row, values)
-                                                     : rh_dense_row(l, at, row, values);
-#else
-                    const rh_sum sum = rh_dense_row(l, at, row, values);
-#endif
-                    arena[l->output.at + i] = rh_finished(sum, channel, l->has_other ? arena + l->other.at + i : 0,
-                                                          l->other.flip, &at->epilogue);
+                    const rh_index stop = last < end ? last : end;
+                    if (two) {
+                        rh_rows(arena, l, level, column, row, stop, channel, position, 1);
+                    } else {
+                        rh_rows(arena, l, level, column, row, stop, channel, position, 0);
+                    }
+                    channel = (rh_index)(channel + stop - row);
+                    row = stop;
                 }
             }
+            ox += 1 + two;
+            x += two ? 2 * w.stride[1] : w.stride[1];
+            position = (rh_index)(position + 1 + two);
         }
     }
 }
@@ -265,7 +351,10 @@ static inline void rh_pad(rh_element *arena, const rh_layer *l, uint8_t level) {
     const rh_level *at = &l->level[level];
     for (rh_index r = 0; r < at->rows.num; r++) {
         rh_element *to = arena + l->output.at + (rh_index)(at->rows.run[r].first * l->area);
-        for (rh_index i = (rh_index)(at->rows.run[r].count * l->area); i > 0; i--) *to++ = 0;
+        for (rh_index i = (rh_index)(at->rows.run[r].count * l->area); i > 0; i--) {
+            *to++ = 0;
+            RH_BARRIER(); /* or compilers call memset */
+        }
     }
     for (rh_index r = 0; r < at->channels.num; r++) {
         const rh_index first = (rh_index)(at->channels.run[r].first * l->area);

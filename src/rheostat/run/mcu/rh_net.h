@@ -12,13 +12,6 @@ typedef struct {
 
 enum { RH_SLOT_BYTES = 4, RH_RECORD_BYTES = 2 * RH_SLOT_BYTES };
 
-/* No store may move across a write to non-volatile memory. */
-#if defined(__GNUC__)
-#define RH_BARRIER() __asm__ volatile("" ::: "memory")
-#else
-#define RH_BARRIER() ((void)0)
-#endif
-
 /* CRC-16/CCITT of two bytes. It begins with a number of this net, so that another net's record is not valid here. */
 static uint16_t rh_crc(uint8_t sequence, uint8_t value) {
     const uint8_t bytes[2] = {sequence, value};
@@ -54,7 +47,8 @@ static rh_record rh_record_read(uint16_t at, uint8_t limit, uint8_t otherwise) {
     return best;
 }
 
-/* Writes the older slot, and both where none was valid; on failure the newest value stays. */
+/* Writes the older slot, and both where none was valid; on failure the newest value stays. What was stored before is in
+ * memory before the record says so. */
 static int rh_record_write(rh_record *record, uint16_t at, uint8_t value) {
     do {
         const uint8_t slot = (uint8_t)(1 - record->slot), sequence = (uint8_t)(record->sequence + 1);
