@@ -184,11 +184,12 @@ def candidates(profile: rh.Profile, budget_ms: float) -> dict[str, tuple[Policy,
 
 def inputs(artifact: Path, data: Path | None, num: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The artifact's own test images and labels, or random ones without labels."""
-    from rheostat.cli import _test_inputs
+    from rheostat.cli import _images
 
     program = read_program(artifact)
     try:
-        return _test_inputs(artifact, program, data)
+        images = _images(artifact, program, data)
+        return images.normalized(images.test_images[:]), images.test_labels
     except ValueError as reason:
         print(f"random inputs, no measured accuracy: {reason}")
     return np.random.default_rng(0).standard_normal((num, *program.input.shape), dtype=np.float32), None

@@ -15,10 +15,11 @@ RECIPES = ROOT / "recipes" / "rheostat_recipes"
 NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
-CORE = ("spec", "program", "encodings", "artifact", "cost")
+CORE = ("spec", "program", "encodings", "artifact", "cost", "sizes")
 TRAIN = (
-    *("rules", "graph", "sample", "supernet", "distributed", "data", "checkpoint", "fit", "lasso", "slim"),
-    *("lower", "quant", "export"),
+    *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
+    *("data", "checkpoint", "fit", "criteria", "nested", "admm", "lasso", "slim", "lower", "quant"),
+    *("export",),
 )
 RUN = ("engine", "export_c", "policy", "governor", "signals")
 ORDER = (

@@ -557,6 +557,31 @@ def test_the_example_in_the_documentation_is_what_is_written(tmp_path: Path) -> 
     assert table in [json.loads(block) for block in blocks]
 
 
+def test_the_example_with_levels_is_what_is_written(tmp_path: Path) -> None:
+    """docs/format.md gives the same weights levels, and shows levels, header, section and bytes."""
+    text = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    example(tmp_path / "example.safetensors")
+    program, tensors = artifact.read(tmp_path / "example.safetensors")
+    shown = text.partition("## Example with levels")[2]
+    rows = [line for line in shown.partition("```\n")[2].partition("```")[0].splitlines() if line]
+    levels = np.array([[int(level) for level in row.replace("|", " ").split()] for row in rows], np.uint8)
+    levels = levels.reshape(3, 2, 3).transpose(1, 0, 2)[:, None]
+    weights = tensors["conv.weight"] * (levels < 2)
+    path = tmp_path / "levels.safetensors"
+    artifact.write(path, program, {**tensors, "conv.weight": weights, "conv.weight@levels": levels})
+    assert np.array_equal(artifact.read(path)[1]["conv.weight@levels"], levels)
+    header, written, data = take_apart(path.read_bytes())
+    section, table = (json.loads(block.partition("```")[0]) for block in shown.split("```json\n")[1:])
+    assert section == {"version": 3, "levels": written["levels"]} == {k: written[k] for k in section}
+    assert table == {name: header[name] for name in table}
+    for name, number in (("conv.weight@levels", int), ("conv.weight", float)):
+        line = next(line for line in shown.splitlines() if line.startswith(f"`{name}`:"))
+        begin, end = header[name]["data_offsets"]
+        got = np.frombuffer(data[begin:end], np.uint8 if number is int else np.float32)
+        want = [int(w, 16) if number is int else 16 * float(w) / 16 for w in line.split("`")[3].split()]
+        assert (got if number is int else 16 * got).tolist() == want
+
+
 def hexdump(data: bytes, start: int) -> str:
     """One line as `hexdump -C` prints it."""
     row = data[start : start + 16]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attacks.hostile import toy
+from attacks.test_integers import toy as integers
 from rheostat import artifact
 from rheostat.cost import CostTable, cost, count, counted
 from rheostat.program import Plan
@@ -29,6 +31,23 @@ def test_counts_are_those_by_hand() -> None:
     program, tensors = toy()
     assert count(program, shapes_of(tensors)) == (by_hand(2), by_hand(4))
     assert counted(program, shapes_of(tensors)) == program
+
+
+def test_integers_with_levels_by_hand() -> None:
+    """A byte for each kept weight, twelve for each channel's multiplier and bias, the table, and the index."""
+    program, tensors = integers()
+    kinds = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8"}
+    levels = np.random.default_rng(0).integers(0, 3, (4, 3, 3, 3)).astype(np.uint8)
+    levels[2:] = np.maximum(levels[2:], 1)  # channels of the larger subnet
+    tensors |= {"a.weight": tensors["a.weight"] * (levels < 2), "a.weight@levels": levels}
+    program = artifact.with_levels(program, tensors)
+    index = program.levels["a.weight"].index_bytes
+    shapes = {n: (kinds[str(a.dtype)], a.shape) for n, a in tensors.items()}
+    for k, (found, channels) in enumerate(zip(count(program, shapes), (2, 4), strict=True)):
+        kept = int((levels <= k).sum())
+        assert found.parameters == kept + 5 * channels + channels + 5
+        assert found.macs == 36 * kept + 5 * channels
+        assert found.size_bytes == kept + 5 * channels + 12 * (channels + 5) + 2 * 256 + index
 
 
 def test_measured_numbers_stay() -> None:

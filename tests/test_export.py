@@ -54,6 +54,20 @@ def test_models(case, tmp_path: Path) -> None:
     check(case.model(), x, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["lenet", "grouped_few"])
+def test_levels_are_zeros_in_the_files(name: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == name)
+    graph = rh.trace(case.model(), x := case.inputs(1))
+    net = rh.Supernet(
+        graph, rh.uniform(graph, (0.5, 0.7, 1.0)), levels=rh.levels(graph, (0.8, 0.5, 0.2))
+    ).eval()
+    rh.save(net, tmp_path / "net.safetensors")
+    for index, path in enumerate(export_onnx(tmp_path / "net.safetensors", tmp_path)):
+        with torch.no_grad():
+            want = call(net.extract(index), x).numpy()
+        np.testing.assert_allclose(run(path, x)[0], want, atol=1e-4 * np.abs(want).max(), rtol=0)
+
+
 @pytest.mark.parametrize(
     "pool",
     [

@@ -16,8 +16,9 @@ import torch
 import rheostat as rh
 from cases import CASES
 from rheostat.artifact import read_program
-from rheostat.plot import Turn, accuracy_latency, channels, dial, layers, report
+from rheostat.plot import Turn, accuracy_latency, channels, dial, layers, report, residuals
 from rheostat.program import Program
+from rheostat.train.admm import Update
 
 TURNS = [
     Turn(0.03, 1, 0.02, True),
@@ -150,3 +151,18 @@ def test_report_is_the_same_every_time(program: Program, tmp_path: Path) -> None
         report(tmp_path / name, "Title", program)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert "dial turning" not in (tmp_path / "one.html").read_text(encoding="utf-8")
+
+
+def test_residuals_draw_every_parameter_and_the_worst() -> None:
+    updates = [
+        Update(1e-3, {"a": 0.5, "b": 0.25}, {"a": 0.1, "b": 0.2}, {"a": 0.0, "b": 0.01}, 1.0, 0.9),
+        Update(1e-2, {"a": 0.125, "b": 0.2}, {"a": 0.05, "b": 0.01}, {"a": 0.0, "b": 0.0}, 0.9, 0.9),
+    ]
+    (axes,) = residuals(updates).axes
+    lines = [(line.get_label(), [float(y) for y in np.asarray(line.get_ydata())]) for line in axes.lines]
+    assert [ys for label, ys in lines if not str(label).startswith("_")] == [
+        [0.5, 0.2],
+        [0.2, 0.05],
+        [0.01, 0.0],
+    ]
+    assert [ys for _, ys in lines[:2]] == [[0.5, 0.125], [0.25, 0.2]]

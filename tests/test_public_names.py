@@ -11,11 +11,12 @@ import pytest
 import rheostat
 
 PUBLIC = [
-    "ArtifactError", "Cap", "CapSlack", "Cost", "Decision", "EnergyGovernor", "Engine", "Fixed", "ImageLoader",
-    "Lasso", "LatencyGovernor", "Observation", "Profile", "Quant", "Signals", "Subnet", "SubnetInfo",
-    "Supernet", "SystemGovernor", "arrival_rate", "calibrate", "choose", "cost", "evaluate", "export_c",
-    "export_onnx", "fit", "latency", "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save",
-    "single_path", "slim", "trace", "uniform",
+    "ArtifactError", "Block", "Cap", "CapSlack", "Channel", "Column", "Cost", "Decision", "Element",
+    "EnergyGovernor", "Engine", "Fixed", "ImageLoader", "Kernel", "Lasso", "LatencyGovernor", "Levels", "NM",
+    "Observation", "Pattern", "Profile", "Quant", "Row", "Signals", "Subnet", "SubnetInfo", "Supernet",
+    "SystemGovernor", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate", "export_c",
+    "export_onnx", "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask", "multi_path", "nest", "quantize",
+    "read_signals", "recalibrate", "save", "single_path", "size_report", "slim", "taylor", "trace", "uniform", "wanda",
 ]  # fmt: skip
 
 

@@ -7,14 +7,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import rheostat as rh
 from rheostat_recipes.data import Images, load
+from rheostat_recipes.files import ImageFiles
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Run:
     """One run of a recipe: the directory it writes to, the packed data it reads, and what the flags said.
 
     out: directory for the artifact, the result and the checkpoint; made when it does not exist.
-    data_dir: packed data sets and published weights; None for Hugging Face `datasets`.
+    data_dir: data sets and published weights; None for Hugging Face `datasets`.
     smoke: a minute instead of hours: enlarged digits stand in for the data, two epochs for the training.
     """
 
@@ -61,6 +65,9 @@ class Result:
     record: Path
 
 
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
 def loaders(
     images: Images,
     run: Run,
@@ -71,6 +78,7 @@ def loaders(
     channels_last: bool = False,
 ) -> tuple[rh.ImageLoader, rh.ImageLoader]:
     """Return the training loader, shuffled and augmented, and the test loader."""
+    assert isinstance(images.train_images, np.ndarray) and isinstance(images.test_images, np.ndarray)
     train = rh.ImageLoader(
         images.train_images,
         images.train_labels,
@@ -94,6 +102,47 @@ def loaders(
         channels_last=channels_last,
     )
     return train, test
+
+
+def file_loaders(images: Images, run: Run, *, batch_size: int, num_workers: int = 8) -> tuple[Loader, Loader]:
+    """Return the same for images in files, which worker processes decode: random windows, mirrored or not, to train on.
+
+    The order depends on the epoch and `run.seed`, so that training can be resumed.
+    """
+    workers = {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": run.device().type == "cuda",
+    }
+    train = DataLoader(
+        _Photographs(images, training=True),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(run.seed),
+        **workers,
+    )
+    return train, DataLoader(_Photographs(images, training=False), batch_size, **workers)
+
+
+class _Photographs(Dataset[tuple[Tensor, int]]):
+    """Images of files, one by one, as a network takes them."""
+
+    def __init__(self, images: Images, training: bool) -> None:
+        self.images, self.training = images, training
+        self.files = images.train_images if training else images.test_images
+        self.labels = images.train_labels if training else images.test_labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.training:
+            assert isinstance(self.files, ImageFiles)
+            pixels = self.files.window(index, torch.rand(5).tolist())[None]
+        else:
+            pixels = self.files[index : index + 1]
+        return torch.from_numpy(self.images.normalized(pixels)[0]), int(self.labels[index])
 
 
 @contextlib.contextmanager
@@ -145,11 +194,18 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
                 "size_bytes": info.size_bytes,
                 "accuracy": info.accuracy,
             }
-            for info in net.infos
+            | ({"sparsity": _sparsity(net, k)} if net.levels else {})
+            for k, info in enumerate(net.infos)
         ],
     }
     record.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return Result(artifact, record)
+
+
+def _sparsity(net: rh.Supernet, k: int) -> float:
+    """The fraction of the pruned parameters' weights that subnet `k` has not."""
+    levels = net.levels.values()
+    return 1 - sum(int((level <= k).sum()) for level in levels) / sum(level.numel() for level in levels)
 
 
 def commit() -> str | None:

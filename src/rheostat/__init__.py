@@ -29,47 +29,82 @@ if TYPE_CHECKING:
         choose,
     )
     from rheostat.run.signals import read_signals
-    from rheostat.spec import ArtifactError, Cost, Quant, Subnet, SubnetInfo
+    from rheostat.sizes import size_report
+    from rheostat.spec import (
+        NM,
+        ArtifactError,
+        Block,
+        Channel,
+        Column,
+        Cost,
+        Element,
+        Kernel,
+        Pattern,
+        Quant,
+        Row,
+        Subnet,
+        SubnetInfo,
+    )
+    from rheostat.train.admm import admm, gradual
+    from rheostat.train.criteria import taylor, wanda
     from rheostat.train.data import ImageLoader
     from rheostat.train.export import export_onnx
     from rheostat.train.fit import evaluate, fit, recalibrate
     from rheostat.train.graph import trace
     from rheostat.train.lasso import Lasso, multi_path, single_path
     from rheostat.train.lower import save
+    from rheostat.train.masks import Levels, cubic, levels, magnitude, mask
+    from rheostat.train.nested import fit_nested
     from rheostat.train.quant import quantize
     from rheostat.train.sample import nest, uniform
     from rheostat.train.slim import slim
     from rheostat.train.supernet import Supernet
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "ArtifactError",
+    "Block",
     "Cap",
     "CapSlack",
+    "Channel",
+    "Column",
     "Cost",
     "Decision",
+    "Element",
     "EnergyGovernor",
     "Engine",
     "Fixed",
     "ImageLoader",
+    "Kernel",
     "Lasso",
     "LatencyGovernor",
+    "Levels",
+    "NM",
     "Observation",
+    "Pattern",
     "Profile",
     "Quant",
+    "Row",
     "Signals",
     "Subnet",
     "SubnetInfo",
     "Supernet",
     "SystemGovernor",
+    "admm",
     "arrival_rate",
     "calibrate",
     "choose",
     "cost",
+    "cubic",
     "evaluate",
     "export_c",
     "export_onnx",
     "fit",
+    "fit_nested",
+    "gradual",
     "latency",
+    "levels",
+    "magnitude",
+    "mask",
     "multi_path",
     "nest",
     "quantize",
@@ -77,39 +112,58 @@ __all__ = [
     "recalibrate",
     "save",
     "single_path",
+    "size_report",
     "slim",
+    "taylor",
     "trace",
     "uniform",
+    "wanda",
 ]
 
 _HOMES = {
     "ArtifactError": "rheostat.spec",
+    "Block": "rheostat.spec",
     "Cap": "rheostat.run.governor",
     "CapSlack": "rheostat.run.policy",
+    "Channel": "rheostat.spec",
+    "Column": "rheostat.spec",
     "Cost": "rheostat.spec",
     "Decision": "rheostat.run.policy",
+    "Element": "rheostat.spec",
     "EnergyGovernor": "rheostat.run.governor",
     "Engine": "rheostat.run.engine",
     "Fixed": "rheostat.run.policy",
     "ImageLoader": "rheostat.train.data",
+    "Kernel": "rheostat.spec",
     "Lasso": "rheostat.train.lasso",
     "LatencyGovernor": "rheostat.run.governor",
+    "Levels": "rheostat.train.masks",
+    "NM": "rheostat.spec",
     "Observation": "rheostat.run.policy",
+    "Pattern": "rheostat.spec",
     "Profile": "rheostat.run.policy",
     "Quant": "rheostat.spec",
+    "Row": "rheostat.spec",
     "Signals": "rheostat.run.policy",
     "Subnet": "rheostat.spec",
     "SubnetInfo": "rheostat.spec",
     "Supernet": "rheostat.train.supernet",
     "SystemGovernor": "rheostat.run.governor",
+    "admm": "rheostat.train.admm",
     "arrival_rate": "rheostat.run.policy",
     "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
+    "cubic": "rheostat.train.masks",
     "evaluate": "rheostat.train.fit",
     "export_c": "rheostat.run.export_c",
     "export_onnx": "rheostat.train.export",
     "fit": "rheostat.train.fit",
+    "fit_nested": "rheostat.train.nested",
+    "gradual": "rheostat.train.admm",
     "latency": "rheostat.measure",
+    "levels": "rheostat.train.masks",
+    "magnitude": "rheostat.train.masks",
+    "mask": "rheostat.train.masks",
     "multi_path": "rheostat.train.lasso",
     "nest": "rheostat.train.sample",
     "quantize": "rheostat.train.quant",
@@ -117,9 +171,12 @@ _HOMES = {
     "recalibrate": "rheostat.train.fit",
     "save": "rheostat.train.lower",
     "single_path": "rheostat.train.lasso",
+    "size_report": "rheostat.sizes",
     "slim": "rheostat.train.slim",
+    "taylor": "rheostat.train.criteria",
     "trace": "rheostat.train.graph",
     "uniform": "rheostat.train.sample",
+    "wanda": "rheostat.train.criteria",
 }
 
 # import name of a library that is not required -> its own name, and the extra that brings it

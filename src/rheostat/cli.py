@@ -24,9 +24,8 @@ except ModuleNotFoundError as error:
 from rheostat.spec import ArtifactError, SubnetInfo
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from rheostat.program import Program
+    from rheostat.run.engine import Engine
     from rheostat_recipes.data import Images
 
 # Import name of an optional library -> the extra that brings it.
@@ -162,7 +161,8 @@ def dial(
     from rheostat.run.engine import Engine
     from rheostat.run.policy import choose
 
-    x, labels = _test_inputs(artifact, read_program(artifact), data)
+    images = _images(artifact, read_program(artifact), data)
+    x, labels = images.normalized(images.test_images[:num]), images.test_labels[:num]
     console = _console()
     turns = []
     with Engine(artifact, threads=1) as engine:
@@ -213,10 +213,11 @@ def train(
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
     from rheostat.artifact import read_program
-    from rheostat_recipes import nonuniform, uniform
+    from rheostat_recipes import dense, nonuniform, one_network, shared_weights, uniform
     from rheostat_recipes.run import Run
 
-    recipes = {function.__name__: function for function in (*uniform.RECIPES, *nonuniform.RECIPES)}
+    modules = (uniform, nonuniform, dense, shared_weights, one_network)
+    recipes = {function.__name__: function for module in modules for function in module.RECIPES}
     if recipe is None:
         table = Table("recipe", "what it does", box=None, header_style="bold")
         for name, function in recipes.items():
@@ -246,19 +247,13 @@ def evaluate(
     from rheostat.run.engine import Engine
 
     program = read_program(artifact)
-    x, labels = _test_inputs(artifact, program, data)
-    rows = []
+    images = _images(artifact, program, data)
+    num, rows = len(images.test_labels), []
     with Engine(artifact, threads=threads) as engine:
         for index, info in enumerate(program.subnets):
             engine.select(index)
-            batches = range(0, len(x), 250)
-            right = 0
-            for start in track(batches, f"subnet {info.name}", console=_console(stderr=True), transient=True):
-                answer = engine(x[start : start + 250])
-                right += int((answer.argmax(1) == labels[start : start + 250]).sum())
-            rows.append(
-                {"subnet": info.name, "accuracy": right / len(x), "recorded": info.accuracy, "images": len(x)}
-            )
+            accuracy = _accuracy(engine, images, f"subnet {info.name}")
+            rows.append({"subnet": info.name, "accuracy": accuracy, "recorded": info.accuracy, "images": num})
     if as_json:
         _print_json(rows)
         return
@@ -266,7 +261,7 @@ def evaluate(
     for row in rows:
         recorded = "–" if row["recorded"] is None else f"{row['recorded']:.2%}"
         table.add_row(row["subnet"], f"{row['accuracy']:.2%}", recorded)
-    _console().print(f"{program.provenance['data']}, {len(x):,} test images", table, sep="\n")
+    _console().print(f"{program.provenance['data']}, {num:,} test images", table, sep="\n")
 
 
 @app.command()
@@ -292,15 +287,11 @@ def quantize(
     x = torch.from_numpy(images.normalized(images.train_images[chosen]))
     result = quantized(artifact, x.split(64), bits)
     result.save(out)
-    test, labels, infos = images.normalized(images.test_images), images.test_labels, []
+    infos = []
     with Engine(out) as engine:
         for k, info in enumerate(result.program.subnets):
             engine.select(k)
-            batches = range(0, len(test), 250)
-            right = sum(
-                int((engine(test[i : i + 250]).argmax(1) == labels[i : i + 250]).sum()) for i in batches
-            )
-            infos.append(replace(info, accuracy=right / len(test)))
+            infos.append(replace(info, accuracy=_accuracy(engine, images, f"subnet {info.name}")))
     replace(result, program=replace(result.program, subnets=tuple(infos))).save(out)
     if as_json:
         _print_json([asdict(info) for info in infos])
@@ -311,14 +302,15 @@ def quantize(
         table.add_row(
             after.name, f"{after.accuracy:.2%}", recorded, f"{after.size_bytes:,}", f"{before.size_bytes:,}"
         )
-    _console().print(f"{out}: {bits} bits, {len(test):,} test images", table, sep="\n")
+    _console().print(f"{out}: {bits} bits, {len(images.test_labels):,} test images", table, sep="\n")
 
 
 @app.command()
 def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
-    """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels per layer."""
+    """Show what an artifact holds: subnets, channel groups, what is pinned and why, channels and levels per layer."""
     from rheostat.artifact import read_program
     from rheostat.plot import layers
+    from rheostat.sizes import size_report
 
     program = read_program(artifact)
     names = [info.name for info in program.subnets]
@@ -334,6 +326,7 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
                 "subnets": [asdict(info) for info in program.subnets],
                 "groups": [asdict(group) for group in program.groups],
                 "layers": [{"layer": name, "channels": list(kept)} for name, kept in rows],
+                "levels": {name: asdict(code) for name, code in program.levels.items()},
             }
         )
         return
@@ -353,6 +346,8 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
         for name, kept in rows:
             table.add_row(name, *map(str, kept))
         console.print("Channels per layer", table, sep="\n")
+    if program.levels:
+        print(f"Sparsity of each subnet, and how the levels are stored\n{size_report(artifact)}")
 
 
 @app.command()
@@ -459,19 +454,22 @@ def paper_table(
         console.print(f"{', '.join(rows)}: {note}", style="dim")
 
 
-def _test_inputs(artifact: Path, program: Program, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """The test images that belong to an artifact, normalised as in its training, and their labels."""
-    images = _images(artifact, program, data_dir)
-    return images.normalized(images.test_images), images.test_labels
+def _accuracy(engine: Engine, images: Images, what: str) -> float:
+    """The share of the test images that the active subnet answers correctly; a bar shows `what` meanwhile."""
+    right, labels = 0, images.test_labels
+    for start in track(range(0, len(labels), 250), what, console=_console(stderr=True), transient=True):
+        part = slice(start, start + 250)
+        right += int((engine(images.normalized(images.test_images[part])).argmax(1) == labels[part]).sum())
+    return right / len(labels)
 
 
 def _images(artifact: Path, program: Program, data_dir: Path | None) -> Images:
     """The images that belong to an artifact, with the mean and deviation of its training."""
-    from rheostat_recipes.data import load
+    from rheostat_recipes.data import NAMES, load
 
     name = program.provenance.get("data")
     if not isinstance(name, str):
-        raise ValueError(f"{artifact}: its provenance names no data; want data = digits, mnist or cifar10")
+        raise ValueError(f"{artifact}: its provenance names no data; want data = one of {', '.join(NAMES)}")
     shape = program.input.shape
     images: Images = load(name, data_dir, shape if name == "digits" else ())
     for key in ("mean", "std"):

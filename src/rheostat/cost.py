@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from rheostat.artifact import read_header
@@ -29,15 +29,22 @@ class CostTable(tuple[SubnetInfo, ...]):
             if any(n is not None for n in numbers):
                 texts = [title, *("-" if n is None else form.format(n) for n in numbers)]
                 columns = [(*row, text) for row, text in zip(columns, texts, strict=True)]
-        widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
-        first, *rest = widths
-        rows = (
-            "  ".join(
-                [f"{row[0]:<{first}}", *(f"{text:>{w}}" for text, w in zip(row[1:], rest, strict=True))]
-            )
-            for row in columns
-        )
-        return "\n".join(rows)
+        return aligned(columns)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of equally many texts as a table, the first column to the left, the others to the right.
+
+    >>> print(aligned([("", "b"), ("aa", "1,000")]))
+            b
+    aa  1,000
+    """
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = (
+        (f"{row[0]:<{first}}", *(f"{text:>{w}}" for text, w in zip(row[1:], rest, strict=True)))
+        for row in rows
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def cost(path: str | os.PathLike[str]) -> CostTable:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from rheostat.train.admm import Update
+
 _INK, _MUTED, _LINE, _ACCENT = "#1c2733", "#66737f", "#d9dfe4", "#d9480f"
 _LIGHT, _DARK = (0x8F, 0xD0, 0xD6), (0x0B, 0x3C, 0x5D)
 
@@ -115,6 +117,29 @@ def channels(names: Sequence[str], rows: Sequence[tuple[str, tuple[int, ...]]]) 
     axes.legend(
         handles[::-1], labels[::-1], ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1), frameon=False
     )
+    return figure
+
+
+def residuals(updates: Sequence[Update]) -> Figure:
+    """Draw how far ADMM was from a pruned network at each update: the worst parameter's line, and each one's faintly.
+
+    >>> residuals(found.history).savefig("admm.svg")  # doctest: +SKIP
+    """
+    figure, axes = _canvas(3.6)
+    steps = range(1, len(updates) + 1)
+    kinds = (
+        ("primal residual", [u.primal for u in updates], _ACCENT),
+        ("dual residual", [u.dual for u in updates], "#{:02x}{:02x}{:02x}".format(*_DARK)),
+        ("mask churn", [u.churn for u in updates], _MUTED),
+    )
+    for label, values, color in kinds:
+        for name in values[0]:
+            axes.plot(steps, [v[name] for v in values], color=color, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, [max(v.values()) for v in values], color=color, linewidth=2, label=label, marker="o")
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("update")
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return figure
 
 

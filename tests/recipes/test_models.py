@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import rheostat as rh
 from cases import lived_in
 from rheostat_recipes.data import load
+from rheostat_recipes.models.har import HARNet
+from rheostat_recipes.models.kws import KeywordNet
 from rheostat_recipes.models.lenet import LeNet5
 from rheostat_recipes.models.resnet import (
     CifarResNet,
@@ -25,6 +28,7 @@ from rheostat_recipes.models.resnet import (
     resnet50,
     resnet56,
 )
+from rheostat_recipes.models.squeezenext import squeezenext23
 
 
 @pytest.mark.parametrize(
@@ -40,10 +44,69 @@ from rheostat_recipes.models.resnet import (
         (resnet18, 11_689_512),
         (resnet34, 21_797_672),
         (resnet50, 25_557_032),
+        # osmr/imgclsmob, model sqnxt23_w1
+        (squeezenext23, 724_056),
+        # 9·18·5 + 18·36·5 + 36·72·5 + 1152·6 weights; 25 + 9·12·24 + 9·24·48 + 9·48·48 + 48·12 of the other
+        (HARNet, 23_922 + 18 + 36 + 72 + 6),
+        (KeywordNet, 34_572 + 2 * (12 + 24 + 48 + 48) + 12),
     ],
 )
 def test_parameters(build, num_parameters: int) -> None:
     assert sum(p.numel() for p in build().parameters()) == num_parameters
+
+
+def test_squeezenext_without_the_biases_is_the_authors_file() -> None:
+    """717,280: the weights and norms of 111 convolutions and the classifier of 1.0-SqNxt-23/train_val.prototxt."""
+    model = squeezenext23()
+    biases = [m.bias.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(biases) == 111 + 1
+    assert sum(p.numel() for p in model.parameters()) - sum(biases) == 717_280
+    first = [block.conv1[0].kernel_size for block in model.blocks]
+    assert first == [(3, 1), (1, 3)] * 3 + [(3, 1), (1, 3)] * 3 + [(3, 1), (1, 3)] * 4 + [(3, 1)]
+
+
+@pytest.mark.parametrize(("size", "num_macs"), [(224, 275_920_640), (227, 281_916_416)])
+def test_squeezenext_operations(size: int, num_macs: int) -> None:
+    """The published 287.28M at 224 pixels are half of all operations: 2 a MAC, 4 a norm, 1 a ReLU, 9 a pooled pixel."""
+    model, num = squeezenext23().eval(), {"macs": 0, "norms": 0, "relus": 0}
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            num["macs"] += out.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            num["macs"] += module.weight.numel()
+        elif isinstance(module, nn.BatchNorm2d):
+            num["norms"] += out.numel()
+        elif isinstance(module, nn.ReLU) or module in model.blocks:
+            num["relus"] += out.numel()
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 1000)
+    assert num["macs"] == num_macs
+    if size == 224:
+        pooled, averaged = 9 * 64 * 55 * 55, 49 * 128
+        operations = 2 * num["macs"] + 4 * num["norms"] + num["relus"] + pooled + averaged
+        assert f"{operations / 2e6:.2f}" == "287.28"
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"), [(HARNet, (9, 1, 128)), (KeywordNet, (1, 98, 40)), (squeezenext23, (3, 64, 64))]
+)
+def test_the_engine_runs_them(build, shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, *shape)
+    graph = rh.trace(lived_in(build(num_classes=7), x), x[:1])
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    rh.save(net, tmp_path / "net.safetensors")
+    with rh.Engine(tmp_path / "net.safetensors", threads=1) as engine, torch.no_grad():
+        for k, subnet in enumerate(net):
+            engine.select(k)
+            want = subnet.eval()(x)
+            np.testing.assert_allclose(
+                engine(x.numpy()), want, rtol=1e-4, atol=1e-4 * float(want.abs().max())
+            )
 
 
 def test_imagenet_names_are_those_of_torchvision() -> None:

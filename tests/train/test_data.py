@@ -43,6 +43,15 @@ def test_a_shuffled_loader_gives_whole_batches_only(num: int, shuffle: bool, siz
     assert len(batches) == len(sizes)
 
 
+def test_signals_are_normalised_as_they_are() -> None:
+    signals = np.random.default_rng(0).normal(5, 3, (10, 3, 1, 7)).astype(np.float32)
+    batches = ImageLoader(signals, np.arange(10), 4, mean=(5, -2, 400), std=(3, 2, 0.1))
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    want = (signals - np.reshape((5, -2, 400), (3, 1, 1))) / np.reshape((3, 2, 0.1), (3, 1, 1))
+    assert y.tolist() == list(range(10))
+    np.testing.assert_allclose(x.numpy(), want, rtol=1e-5, atol=1e-4)
+
+
 def test_shuffling_is_a_permutation_and_labels_stay_with_their_images() -> None:
     batches = list(loader(12, shuffle=True))
     labels = torch.cat([y for _, y in batches])
@@ -121,7 +130,7 @@ def test_the_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": images().astype(np.float32)}, "uint8"),
+        ({"images": images().astype(np.float64)}, "uint8 or float32"),
         ({"images": images()[0]}, r"\[M,C,H,W\]"),
         ({"images": images()[:0], "labels": np.arange(0)}, "empty"),
         ({"labels": np.arange(11)}, "one integer label"),

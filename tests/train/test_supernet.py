@@ -12,11 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import rheostat as rh
 from cases import CASES, Case, Example, call, flatten_cnn
-from masked import gather, kept, leaves, masked, owners, relative_error, scatter, tensors
+from masked import gather, kept, leaves, loss_of, masked, owners, relative_error, scatter, tensors
 from random_nets import random_nets
 from rheostat.train.graph import Graph
 
@@ -147,10 +149,20 @@ def test_costs_increase(built: Built) -> None:
         assert a.size_bytes <= b.size_bytes
     assert not prunable or costs[0].parameters < costs[-1].parameters
     for k, cost in enumerate(costs):
-        counted = net.graph.cost(net.subnets[k].widths)
+        module = net.extract(k)
+        assert cost.parameters == sum(p.numel() for p in module.parameters())
+        stored = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        assert cost.size_bytes == sum(t.numel() * t.element_size() for t in stored)
         if built.case.name != "torch_transformer":  # torch's counter does not look into its fused layer
-            assert counted == cost
-        assert cost.parameters == sum(p.numel() for p in net.extract(k).parameters())
+            assert cost.macs == counted_macs(module.requires_grad_(False), built.case.inputs())
+
+
+def counted_macs(module: nn.Module, example: Example) -> int:
+    """Multiply-accumulates of one sample by torch's own counter."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        call(module, example)
+    return counter.get_total_flops() // 2 // len(leaves(example)[0])
 
 
 def test_extracted_is_independent_and_loadable(built: Built) -> None:
@@ -172,16 +184,6 @@ def test_extracted_is_independent_and_loadable(built: Built) -> None:
 
 
 # --- gradients --------------------------------------------------------------------------------------------
-
-
-def loss_of(output: object) -> Tensor:
-    """A scalar that every output element enters with another weight."""
-    total = torch.zeros(())
-    for tensor in leaves(output):
-        if tensor.is_floating_point():
-            weights = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
-            total = total + (tensor * weights).sum() + tensor.square().mean()
-    return total
 
 
 def through_slicing(net: rh.Supernet, inputs: Example) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights, norms included, of all subnets and all forks together."""
+        """Bytes of the packed weights, levels and norms included, of all subnets and all forks together."""
         return self._model.library.rh_model_weight_bytes(self._model.handle)
 
     @property

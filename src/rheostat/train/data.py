@@ -1,4 +1,4 @@
-"""Small image sets that live on the training device and are augmented there, a whole batch at a time."""
+"""Small sets of images or signals that live on the training device and are augmented there, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from rheostat.train.distributed import num_processes, rank
 
 
 class ImageLoader:
-    """Batches `(x float32 [N,C,H,W], y int64 [N])` of an image set that is kept as uint8 on `device`.
+    """Batches `(x float32 [N,C,H,W], y int64 [N])` of an image set that is kept as it is on `device`.
 
-    images: uint8 [M,C,H,W]; labels: integers [M], both numpy or torch. `mean` and `std` are per channel of
-    `pixels / 255`. `crop=4` pads every side with 4 black pixels and cuts a random window of the original size;
-    `flip` mirrors half of the images. `shuffle=True` is for training: a new order each epoch, and the last incomplete
-    batch is left out (it comes back in another place), so that every batch has one shape; with `shuffle=False` every
-    image comes once, in order. `channels_last` gives batches in that memory format at no cost.
+    images: uint8 [M,C,H,W], or signals float32; labels: integers [M]; both numpy or torch. `mean` and `std` are per
+    channel, of `pixels / 255` or of the signals as they are. `crop=4` pads every side with 4 black pixels and cuts a
+    random window of the original size; `flip` mirrors half of the images. `shuffle=True` is for training: a new order
+    each epoch, and the last incomplete batch is left out (it comes back in another place), so that every batch has one
+    shape; with `shuffle=False` every image comes once, in order. `channels_last` gives batches in that memory format at
+    no cost.
 
     Where several processes train together (`torch.distributed`), `batch_size` is that of all of them, and each takes
     its share of every shuffled batch.
@@ -55,7 +56,7 @@ class ImageLoader:
         self._images_MHWC = images.permute(0, 2, 3, 1).contiguous().to(device)
         self._labels_M = labels.to(device=device, dtype=torch.int64)
         scale = 1 / torch.tensor(std, dtype=torch.float64)
-        self._scale_C = (scale / 255).float().to(device)
+        self._scale_C = (scale / (255 if images.dtype == torch.uint8 else 1)).float().to(device)
         self._shift_C = (-torch.tensor(mean, dtype=torch.float64) * scale).float().to(device)
         self.batch_size, self.crop, self.flip, self.shuffle, self.seed = batch_size, crop, flip, shuffle, seed
         self.channels_last = channels_last
@@ -138,8 +139,10 @@ def _check(
     shuffle: bool,
 ) -> None:
     got = f"images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}"
-    if images.ndim != 4 or images.dtype != torch.uint8:
-        raise ValueError(f"ImageLoader: got {got}; want images uint8 [M,C,H,W]. Convert them before loading.")
+    if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(
+            f"ImageLoader: got {got}; want uint8 or float32 [M,C,H,W]. Convert them before loading."
+        )
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"ImageLoader: got {got}; want one integer label for each image.")
     if len(images) == 0:
@@ -154,10 +157,16 @@ def _check(
             "(a shuffled loader gives whole batches only)."
         )
     channels = images.shape[1]
-    if len(mean) != channels or len(std) != channels or min(std) <= 0 or min(mean) < 0 or max(mean) > 1:
+    pixels = images.dtype == torch.uint8
+    if (
+        len(mean) != channels
+        or len(std) != channels
+        or min(std) <= 0
+        or (pixels and not 0 <= min(mean) <= max(mean) <= 1)
+    ):
         raise ValueError(
-            f"ImageLoader: got mean={list(mean)}, std={list(std)}; want {channels} numbers each, one a channel, of "
-            "pixels / 255: means from 0 to 1, deviations above 0."
+            f"ImageLoader: got mean={list(mean)}, std={list(std)}; want {channels} numbers each, one a channel: "
+            f"deviations above 0{', means of pixels / 255 from 0 to 1' * pixels}."
         )
     if crop < 0:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from rheostat.artifact import read
 from rheostat.program import (
+    LEVELS,
     Activation,
     Add,
     AvgPool2d,
@@ -143,10 +144,15 @@ class _Writer:
             assert isinstance(op, Softmax), op
             self._node("Softmax", [self.name(op.input)], self.name(op.output), axis=1)
 
+    def _weight(self, op: Conv2d | Linear) -> np.ndarray:
+        """The whole weight, with zeros where the subnet's level does not reach."""
+        weight, levels = self.tensors[op.weight], self.tensors.get(op.weight + LEVELS)
+        return weight if levels is None else np.where(levels <= self.index, weight, np.float32(0))
+
     def _convolution(self, op: Conv2d) -> str:
         """The rows of the kept output channels; of each row the kept inputs, the same ones in every group."""
         source, rows = self.program.values[op.input], self.program.values[op.output].indices(self.index)
-        weight, groups, kept = self.tensors[op.weight], op.groups[self.index], source.indices(self.index)
+        weight, groups, kept = self._weight(op), op.groups[self.index], source.indices(self.index)
         weight = weight[np.ix_(rows, kept[kept < weight.shape[1]])]
         inputs = [self.name(op.input), self._constant(op.weight, weight)]
         if op.bias is not None:
@@ -166,7 +172,7 @@ class _Writer:
         # A column belongs to channel c and position p: c * positions + p.
         columns = (source.indices(self.index)[:, None] * source.area + np.arange(source.area)).ravel()
         x = self._node("Flatten", [self.name(op.input)], axis=1) if source.space else self.name(op.input)
-        inputs = [x, self._constant(op.weight, self.tensors[op.weight][np.ix_(rows, columns)])]
+        inputs = [x, self._constant(op.weight, self._weight(op)[np.ix_(rows, columns)])]
         if op.bias is not None:
             inputs.append(self._constant(op.bias, self.tensors[op.bias][rows]))
         return self._node("Gemm", inputs, transB=1)

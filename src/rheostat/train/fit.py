@@ -64,6 +64,7 @@ def fit(
     temperature: float = 4.0,
     inplace: bool = False,
     sandwich: bool = False,
+    subnets: Sequence[int | str] | None = None,
     label_smoothing: float = 0.0,
     clip_norm: float | None = None,
     precision: str = "float32",
@@ -73,6 +74,8 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
+    before_step: Callable[[int, float], None] | None = None,
+    after_step: Callable[[int, float], None] | None = None,
     progress: bool = True,
 ) -> list[Epoch]:
     """Train all subnets of `net` together and give one record an epoch (dynamic paper, equation 5).
@@ -90,12 +93,15 @@ def fit(
         KL(teacher || subnet)`, where both logits are divided by `temperature`. It is copied, frozen, in eval mode.
     inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
     sandwich: train the largest, the smallest and two random subnets each step, not all.
+    subnets: train these alone, by index or name; None for all.
     clip_norm: the largest norm that the summed gradient may have.
     precision: "float32", or "bfloat16" for mixed precision, in which weights and losses stay float32.
     compile: run subnets and teacher through `torch.compile`; the first step then takes a minute or more.
     validation: measured after each epoch, the last time in float32, and then recorded in `net` for `save`.
     checkpoint: a file written after each epoch. With `resume=True` training goes on from it as if it had never stopped
         (on a CPU to the same bits), or starts when there is none; settings that differ from its own are refused.
+    before_step, after_step: called with the step, counted from 0 over the whole run, and the learning rate: when the
+        summed gradients are in the shared parameters' `grad`, and when the optimizer has moved those.
     progress: show a bar with the running loss and accuracy of every subnet, and a line for each epoch.
     seed: of dropout, the sandwich and a `DataLoader`'s order, anew each epoch. torch's generators are left as found.
 
@@ -116,7 +122,10 @@ def fit(
         raise ValueError(
             "fit: got teacher= and inplace=True; want one source of soft labels. Leave one of them out."
         )
-    names, largest = list(net.names), len(net) - 1
+    trained = sorted({net.index(s) for s in (range(len(net)) if subnets is None else subnets)})
+    if not trained:
+        raise ValueError("fit: got subnets=[]; want at least one, or None for all")
+    names, largest = [net.names[k] for k in trained], len(trained) - 1
     device = next(net.parameters()).device
     # disabled rather than absent, so that the code below reads the same
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -133,6 +142,8 @@ def fit(
     history: list[Epoch] = []
     settings = {
         "subnets": {subnet.name: list(subnet.units or subnet.widths) for subnet in net.subnets},
+        "trained": names,
+        "levels": _digest(net.levels),
         "loader": repr(loader) if isinstance(loader, ImageLoader) else type(loader).__name__,
         "steps": steps,
         "epochs": epochs,
@@ -144,7 +155,7 @@ def fit(
         "nesterov": [group.get("nesterov") for group in optim.param_groups],
         "weight_decay": [group.get("weight_decay") for group in optim.param_groups],
         "warmup": warmup,
-        "teacher": None if teacher is None else [_digest(teacher), distill, temperature],
+        "teacher": None if teacher is None else [_digest(teacher.state_dict()), distill, temperature],
         "inplace": inplace,
         "sandwich": sandwich,
         "label_smoothing": label_smoothing,
@@ -159,13 +170,15 @@ def fit(
     distributed.broadcast_(net)
 
     run = torch.compile(dynamic=False) if compile else _as_it_is
-    modules = [run(net[k]) for k in range(len(net))]
+    modules = [run(net[k]) for k in trained]
     guide = None if teacher is None else _frozen(teacher, device, channels_last)
     if guide is not None and compile:
         # Its norms are constant and go into the convolutions: a third less time for a ResNet-44.
         guide = torch.compile(guide, dynamic=False, options={"efficient_conv_bn_eval_fx_passes": True})
 
-    def train_step(x: Any, y: Tensor, picked: Sequence[int], losses: Tensor, hits: Tensor) -> None:
+    def train_step(
+        number: int, rate: float, x: Any, y: Tensor, picked: Sequence[int], losses: Tensor, hits: Tensor
+    ) -> None:
         """One step on one batch; writes the loss and the number of right answers of each subnet `picked`."""
         soft = torch.empty(0)
         if guide is not None:
@@ -190,7 +203,11 @@ def fit(
         distributed.average_(p.grad for p in net.parameters() if p.grad is not None)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+        if before_step is not None:
+            before_step(number, rate)
         optim.step()
+        if after_step is not None:
+            after_step(number, rate)
         net.refresh_()
 
     with (
@@ -205,17 +222,22 @@ def fit(
             meter = _Meter(names, steps, device)
             with _seeded(seed, epoch, device):
                 picks = (
-                    _sandwich_picks(len(net), steps, seed, epoch) if sandwich else [range(len(net))] * steps
+                    _sandwich_picks(len(names), steps, seed, epoch)
+                    if sandwich
+                    else [range(len(names))] * steps
                 )
                 net.train()
                 for step, (x, y) in enumerate(_batches(loader, steps, seed, epoch)):
                     x, y = _to(x, device, channels_last), y.to(device, non_blocking=True)
                     if step == 0:
                         _check_batch(net, x, y)
-                    rate = _rate(epoch * steps + step, epochs * steps, round(warmup * steps))
+                    number = epoch * steps + step
+                    rate = _rate(number, epochs * steps, round(warmup * steps))
                     for group, peak in zip(optim.param_groups, peaks, strict=True):
                         group["lr"] = rate * peak
-                    train_step(x, y, picks[step], meter.losses[step], meter.hits[step])
+                    train_step(
+                        number, rate * peaks[0], x, y, picks[step], meter.losses[step], meter.hits[step]
+                    )
                     meter.sizes[step, list(picks[step])] = len(y)
                     if time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
                         meter.check_finite(epoch, step + 1, checkpoint)
@@ -230,7 +252,9 @@ def fit(
                     last = epoch == epochs - 1
                     kind = torch.autocast(device.type, enabled=False) if last else autocast
                     with _eval_mode(*net):
-                        found = _accuracies(list(net), validation, device, kind, channels_last)
+                        found = _accuracies(
+                            [net[k] for k in trained], validation, device, kind, channels_last
+                        )
                     scores = dict(zip(names, found, strict=True))
             distributed.average_([meter.losses, meter.hits])
             loss, accuracy = meter.means(steps)
@@ -242,9 +266,8 @@ def fit(
                     checkpoints.write(checkpoint, net, optim, state)
                 distributed.wait()
             note(_summary(history[-1], epochs))
-    for k, name in enumerate(names):
-        if name in history[-1].validation:
-            net.record(k, accuracy=history[-1].validation[name])
+    for name, accuracy in history[-1].validation.items():
+        net.record(name, accuracy=accuracy)
     return history
 
 
@@ -536,11 +559,11 @@ def _as_it_is(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return module
 
 
-def _digest(module: nn.Module) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

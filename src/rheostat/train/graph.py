@@ -16,6 +16,9 @@ from torch.utils._pytree import tree_leaves
 from rheostat.spec import Cost
 from rheostat.train.rules import Dims, Labels, apply, is_aten, op_name
 
+_INNER_FIRST = ("mm", "addmm", "matmul", "embedding")
+"""Ops whose weight is [in, out], where a linear's or a convolution's is [out, in]; transposed convolutions too."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -95,12 +98,37 @@ class Graph:
         pairs = [(i, g.extends) for i, g in enumerate(self.groups) if g.extends is not None]
         return frozenset(i for pair in pairs for i in pair)
 
-    def cost(self, widths: Sequence[int]) -> Cost:
-        """What a subnet of these widths costs, counted from the graph; no module is built.
+    def filter_dims(self) -> dict[str, int]:
+        """The dim of every weight along which its filters lie: 1 where it is stored [in, out], else 0."""
+        inner_first: set[str] = set()
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and (
+                op_name(node).startswith("conv_transpose") or op_name(node) in _INNER_FIRST
+            ):
+                inner_first |= {arg.name for arg in node.all_input_nodes}
+        targets = {
+            s.arg.name: s.target for s in self.program.graph_signature.input_specs if hasattr(s.arg, "name")
+        }
+        transposed = {targets[name] for name in inner_first if name in targets}
+        return {
+            name: 1 if name in transposed else 0
+            for name, dims in self.axes.items()
+            if len(dims) > 1  # biases and norm affines follow their filters
+        }
 
-        Multiply-accumulates are those of convolutions, linears, matrix products, `einsum` of two and attention.
+    def cost(
+        self,
+        widths: Sequence[int],
+        units: Sequence[Sequence[int]] | None = None,
+        weights: Mapping[str, int] | None = None,
+    ) -> Cost:
+        """What a subnet of these widths (or `units`) costs, counted from the graph; no module is built.
+
+        `weights` says how many weights of a pruned parameter the subnet keeps; its multiply-accumulates count in the
+        same proportion. Multiply-accumulates are those of convolutions, linears, matrix products, `einsum` of two and
+        attention.
         """
-        keep = self.kept(widths)
+        keep, pruned = self.kept(widths, units), weights or {}
 
         def kept(shape: Sequence[int], dims: Dims) -> list[int]:
             return [n if d is None else int(keep[d].sum()) for n, d in zip(shape, dims, strict=True)]
@@ -113,8 +141,14 @@ class Graph:
             if id(tensor) not in names or name in self.axes:
                 names[id(tensor)] = name
 
-        def count(tensor: torch.Tensor) -> int:
+        def whole(tensor: torch.Tensor) -> int:
             return math.prod(kept(tensor.shape, self.axes.get(names[id(tensor)], (None,) * tensor.dim())))
+
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        fewer = {id(own[name]): number for name, number in pruned.items()}
+
+        def count(tensor: torch.Tensor) -> int:
+            return fewer.get(id(tensor), whole(tensor))
 
         parameters = sum(count(t) for t in self.model.parameters())
         stored = [*self.model.parameters(), *self.model.buffers()]
@@ -124,10 +158,19 @@ class Graph:
         def shape(node: Any) -> list[int]:
             return kept(node.meta["val"].shape, self.dims[node.name])
 
-        macs = sum(
-            _macs(n, shape) for n in self.program.graph.nodes if n.op == "call_function" and is_aten(n)
-        )
-        return Cost(parameters, macs // batch, size)
+        holds = {
+            s.arg.name: own[s.target] for s in self.program.graph_signature.input_specs if s.target in own
+        }  # type: ignore[union-attr]
+
+        def macs(node: Any) -> int:
+            total = _macs(node, shape)
+            for arg in node.args:
+                if (name := _weight(arg)) in holds:
+                    total = total * count(holds[name]) // whole(holds[name])
+            return total
+
+        total = sum(macs(n) for n in self.program.graph.nodes if n.op == "call_function" and is_aten(n))
+        return Cost(parameters, total // batch, size)
 
     def call(self, model: nn.Module) -> Any:
         """Run a model of this graph's interface on the example, in evaluation mode and without gradients."""
@@ -374,6 +417,17 @@ def _macs(node: fx.Node, shape: Callable[[Any], list[int]]) -> int:
         query, key, value = (shape(arg) for arg in args[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return 0
+
+
+def _weight(arg: Any) -> str | None:
+    """The placeholder that an operand is, transposed or not."""
+    while (
+        isinstance(arg, fx.Node)
+        and arg.op == "call_function"
+        and op_name(arg) in ("t", "transpose", "permute")
+    ):
+        arg = arg.args[0]
+    return arg.name if isinstance(arg, fx.Node) and arg.op == "placeholder" else None
 
 
 def _arrays(dims: Any) -> list[np.ndarray]:

@@ -21,12 +21,8 @@ from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train.fit import _batches, _decay_groups, _logits, _num_steps, _progress_bar, _seeded, _to
 from rheostat.train.graph import Graph
-from rheostat.train.rules import op_name
 from rheostat.train.sample import subnet_of, uniform
 from rheostat.train.supernet import Supernet
-
-_INNER_FIRST = ("mm", "addmm", "matmul", "embedding")
-"""Ops whose weight is [in, out], where a linear's or a convolution's is [out, in]; transposed convolutions too."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +264,7 @@ class Pruner:
         self.counts = [int(alive[group_of == g].sum()) for g in range(len(graph.groups))]
         # (parameter, dim, the unit at each index, whether these weights produce the unit)
         self._axes: list[tuple[nn.Parameter, int, Tensor, bool]] = []
-        weights = _producing(graph)
+        weights = graph.filter_dims()
         for name, dims in graph.axes.items():
             for dim, units in enumerate(dims):
                 if name in parameters and units is not None and (units >= 0).any():
@@ -366,25 +362,6 @@ class Pruner:
 
 def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
     return values.view([-1 if d == dim else 1 for d in range(like.dim())]).to(like.dtype)
-
-
-def _producing(graph: Graph) -> dict[str, int]:
-    """The dim of every weight along which its filters lie."""
-    inner_first: set[str] = set()
-    for node in graph.program.graph.nodes:
-        if node.op == "call_function" and (
-            op_name(node).startswith("conv_transpose") or op_name(node) in _INNER_FIRST
-        ):
-            inner_first |= {arg.name for arg in node.all_input_nodes}
-    targets = {
-        s.arg.name: s.target for s in graph.program.graph_signature.input_specs if hasattr(s.arg, "name")
-    }
-    transposed = {targets[name] for name in inner_first if name in targets}
-    return {
-        name: 1 if name in transposed else 0
-        for name, dims in graph.axes.items()
-        if len(dims) > 1  # biases and norm affines follow their filters
-    }
 
 
 # --- one training -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import rheostat
 from rheostat import artifact
 from rheostat.cost import counted
 from rheostat.program import (
+    LEVELS,
     Activation,
     Add,
     AvgPool2d,
@@ -101,7 +102,7 @@ def lower(net: Supernet) -> tuple[Program, dict[str, np.ndarray]]:
             bare, values=values, ops=ops, outputs=outputs, plan=plan(values, ops, outputs), unsupported=None
         )
         validate(program, shapes)
-        program = counted(program, shapes)
+        program = counted(artifact.with_levels(program, tensors), shapes)
     except _Unsupported as why:
         program = replace(bare, unsupported=_line(str(why)))
     except ArtifactError as why:
@@ -110,7 +111,7 @@ def lower(net: Supernet) -> tuple[Program, dict[str, np.ndarray]]:
     return program, tensors
 
 
-_DTYPE_NAMES = {"float32": "F32", "int64": "I64", "float64": "F64"}
+_DTYPE_NAMES = {"float32": "F32", "int64": "I64", "float64": "F64", "uint8": "U8"}
 
 
 def _line(text: str) -> str:
@@ -119,7 +120,7 @@ def _line(text: str) -> str:
 
 
 def _tensors(net: Supernet) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The state by name, tensors that share memory once, and the other names of those."""
+    """The state and the levels by name, tensors that share memory once, and the other names of those."""
     stored: dict[str, np.ndarray] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -134,6 +135,8 @@ def _tensors(net: Supernet) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             continue
         first[where] = name
         stored[name] = tensor.detach().cpu().contiguous().numpy()
+    for name, level in net.levels.items():
+        stored[aliases.get(name, name) + LEVELS] = level.cpu().contiguous().numpy()
     return stored, aliases
 
 

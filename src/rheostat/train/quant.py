@@ -20,6 +20,7 @@ from torch import Tensor
 from rheostat import artifact
 from rheostat.cost import counted
 from rheostat.program import (
+    LEVELS,
     MAX_BIAS,
     MAX_INT,
     MAX_SHIFT,
@@ -131,7 +132,7 @@ class Quantized:
         elif isinstance(op, (Conv2d, Linear, Normalize)):
             assert own.multiplier is not None and own.bias is not None
             if not isinstance(op, Normalize):
-                weight, groups = weight_of(op, values, self._tensor(op.weight), k)
+                weight, groups = weight_of(op, values, self._tensor(op.weight), k, self._levels(op.weight))
                 # float64 holds every partial sum exactly: |sum| < 2^53 is checked.
                 assert quant.sum_bound(op.input, weight[0].numel()) < 2**53
                 x = _weigh(op, x.double(), weight.double(), groups).long()
@@ -150,6 +151,9 @@ class Quantized:
 
     def _tensor(self, name: str) -> Tensor:
         return torch.from_numpy(self.tensors[name].astype(np.int64))
+
+    def _levels(self, name: str) -> Tensor | None:
+        return self._tensor(name + LEVELS) if name + LEVELS in self.tensors else None
 
 
 def quantize(
@@ -218,12 +222,13 @@ def finetune(
     start = quantize(net, loader, quant, ranges=ranges, batches=batches)
     bits = start.program.quant
     assert bits is not None
-    program = _split(lower(net)[0])
+    program, fixed = lower(net)
+    program, device = _split(program), next(net.parameters()).device
+    levels = {name: torch.tensor(a, device=device) for name, a in fixed.items() if name.endswith(LEVELS)}
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=True)
-    device = next(net.parameters()).device
     for _ in range(epochs):
         for x, y in loader:
-            state = net.state_dict() | dict(net.named_parameters())
+            state = net.state_dict() | dict(net.named_parameters()) | levels
             tensors = _rounded_weights(program, state, bits.bits_weights)
             loss = torch.zeros((), device=device)
             for k in range(len(program.subnets)):
@@ -346,7 +351,7 @@ def _float_values(
 def _float_op(op: Op, values: Sequence[Value], tensors: Tensors, k: int, inputs: Sequence[Tensor]) -> Tensor:
     x, out = inputs[0], values[op.output]
     if isinstance(op, (Conv2d, Linear)):
-        weight, groups = weight_of(op, values, tensors[op.weight], k)
+        weight, groups = weight_of(op, values, tensors[op.weight], k, tensors.get(op.weight + LEVELS))
         y = _weigh(op, x, weight, groups)
         return y if op.bias is None else y + _channels(tensors[op.bias][torch.from_numpy(out.indices(k))], y)
     if isinstance(op, MaxPool2d):
@@ -380,8 +385,11 @@ _ACTIVATE: Mapping[str | None, Callable[[Tensor], Tensor]] = {
 # ---- Ops that floats and integers share ----
 
 
-def weight_of(op: Conv2d | Linear, values: Sequence[Value], weight: Tensor, k: int) -> tuple[Tensor, int]:
-    """Subnet `k`'s slice of a full weight, and its number of groups."""
+def weight_of(
+    op: Conv2d | Linear, values: Sequence[Value], weight: Tensor, k: int, levels: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Subnet `k`'s slice of a full weight, zero where its level is above `k`, and its number of groups."""
+    weight = weight if levels is None else weight * (levels <= k)
     x, out = values[op.input], values[op.output]
     rows, columns = torch.from_numpy(out.indices(k)), torch.from_numpy(x.indices(k))
     if isinstance(op, Linear):
@@ -513,6 +521,8 @@ class _Quantizer:
         stripped = tuple(
             replace(op, **{name: None for name in ("norm", "bias") if hasattr(op, name)}) for op in ops
         )
+        for name in [name for name in self.stored if name + LEVELS in self.tensors]:
+            self.stored[name + LEVELS] = self.tensors[name + LEVELS]
         kept = {name: a for name, a in self.tensors.items() if name in self.stored} | self.stored
         program = replace(
             self.program,
@@ -526,7 +536,7 @@ class _Quantizer:
         )
         shapes: Shapes = {n: (_DTYPE_NAMES[str(a.dtype)], a.shape) for n, a in self.stored.items()}
         validate(program, shapes)
-        return Quantized(counted(program, shapes), self.stored)
+        return Quantized(counted(artifact.with_levels(program, self.stored), shapes), self.stored)
 
     def scale(self, v: int) -> None:
         top = self.quant.top(v)
@@ -616,7 +626,7 @@ class _Quantizer:
         return f"quant.{i}.{part}" + ("" if k == self.num - 1 else f"@{k}")
 
 
-_DTYPE_NAMES = {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float32": "F32"}
+_DTYPE_NAMES = {"uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float32": "F32"}
 
 
 def _integer(real: float, shift: int) -> int:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from rheostat.spec import Subnet
 from rheostat.train.fit import _device, _eval_mode, _logits, _to, recalibrate
 from rheostat.train.sample import subnet_of
-from rheostat.train.supernet import Supernet, module_of
+from rheostat.train.small import module_of
+from rheostat.train.supernet import Supernet
 
 
 def slim(

@@ -5,50 +5,27 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
-from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from rheostat import artifact
+from rheostat.program import LEVELS
 from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
+from rheostat.train.check import verify
 from rheostat.train.graph import Graph, trace
-from rheostat.train.rules import op_name
-
-_TOLERANCE = 1e-4
-"""Largest difference, relative to the largest output, that float32 summation order explains."""
+from rheostat.train.masks import Levels
+from rheostat.train.order import sort
+from rheostat.train.small import Slice, own, small_module
 
 COUNTER = "num_batches_tracked"
 """A batch norm's count of training steps: it says nothing about the network, and artifacts leave it out."""
 
 _MEASURED = ("accuracy", "latency_ms_p50", "latency_ms_p95")
-
-_SIZES = frozenset(
-    """in_features out_features in_channels out_channels num_features num_channels embedding_dim num_parameters nf nx
-    embed_dim all_head_size split_size hidden_size inner_dim dim attn_dim kdim vdim channels width""".split()
-)
-"""Attributes in which modules keep a channel count."""
-
-_COUNTS = frozenset(
-    "num_heads num_attention_heads num_key_value_heads n_head n_heads heads num_kv_heads nhead".split()
-)
-"""Attributes in which modules keep a number of heads."""
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """How a subnet's parameter is made from the shared one: by a range of every dim, or gathered by index tensors."""
-
-    small: nn.Parameter
-    shared: nn.Parameter
-    index: tuple[Any, ...]
-    gathered: bool
 
 
 class Supernet(nn.Module):
@@ -58,10 +35,14 @@ class Supernet(nn.Module):
     `net[-1]` is the largest. Norms are private to each subnet. Channels are sorted by the `importance` ("l2" or "l1"
     norm of a unit over all its weights) so that every subnet is a prefix; where subnets name their units, by the
     smallest subnet that keeps the unit first. Named units that do not nest are gathered: trainable, at the price of
-    copies (`net.gathered_bytes`), but not to be saved (see `nest`). Construction checks every subnet on the
-    example against the full model under masks; a group whose removal does not give the same function is pinned with the
-    reason (`net.graph`). Raises ValueError for widths that do not nest, subnets that do not fit the graph, or a largest
-    one that does not hold all the others.
+    copies (`net.copied_bytes`), but not to be saved (see `nest`).
+
+    `levels` removes single weights: `net[k]` keeps those of level k or less, in the channels of `subnets[k]`, or in
+    all channels, unsorted, where `subnets` is None. Pruned parameters are masked copies; what no subnet keeps is zero.
+
+    Construction checks every subnet on the example against the full model under masks; a group whose removal does not
+    give the same function is pinned with the reason (`net.graph`). Raises ValueError for widths that do not nest,
+    subnets or levels that do not fit the graph, or a largest subnet that does not hold all the others.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> net = Supernet(graph := trace(model, torch.randn(1, 4)), uniform(graph, (0.5, 1.0)))
@@ -69,26 +50,52 @@ class Supernet(nn.Module):
     torch.Size([4, 4])
     """
 
-    def __init__(self, graph: Graph, subnets: Sequence[Subnet], importance: str = "l2") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        subnets: Sequence[Subnet] | None = None,
+        importance: str = "l2",
+        levels: Levels | None = None,
+    ) -> None:
         super().__init__()
         if importance not in ("l1", "l2"):
             raise ValueError(f"Supernet: importance={importance!r}; want 'l1' or 'l2'")
+        whole = subnets is None
+        if subnets is None:
+            sizes = tuple(g.size for g in graph.groups)
+            subnets = [Subnet(name, sizes) for name in (levels.names if levels is not None else ())]
         _validate(graph, subnets)
         full = copy.deepcopy(graph.model)
-        self.graph, self.subnets = _verify(*_sort(graph, full, importance, subnets), full)
+        last = len(subnets) - 1
+        pruned = {} if levels is None else _levels_of(graph, full, subnets, levels)
+        of = {id(full.get_parameter(name)): level for name, level in pruned.items()}
+        named = {n: of[id(p)] for n, p in full.named_parameters(remove_duplicate=False) if id(p) in of}
+        # Where no channel goes, all stay where they are.
+        in_order = (graph, tuple(subnets)) if whole else sort(graph, full, importance, subnets, named)
+        self.graph, self.subnets = verify(*in_order, full)
         keeps = [self.graph.kept(s.widths, s.units) for s in self.subnets]
         _check_order(self.subnets, keeps)
         self.shared = full
         if not keeps[-1].all():
-            self.shared = _own(_small(self.graph, full, keeps[-1], np.ones_like(keeps[-1]))[0])
-        small = [_small(self.graph, self.shared, keep, keeps[-1]) for keep in keeps[:-1]]
-        self._smaller = [
-            module for module, _ in small
-        ]  # a plain list: their parameters are not the optimizer's
+            cut, slices = small_module(self.graph, full, keeps[-1], np.ones_like(keeps[-1]), pruned, last)
+            names = {id(p): name for name, p in full.named_parameters()}
+            pruned = {names[id(s.shared)]: s.level for s in slices if s.level is not None}
+            self.shared = own(cut)
+        small = [
+            small_module(self.graph, self.shared, keep, keeps[-1], pruned, k)
+            for k, keep in enumerate(keeps[:-1])
+        ]
+        # Plain lists: their parameters are not the optimizer's.
+        self._smaller = [module for module, _ in small]
         self._slices = [s for _, slices in small for s in slices]
+        self._pruned = [
+            Slice(p, p, (slice(None),), pruned[name], last)
+            for name, p in self.shared.named_parameters()
+            if name in pruned
+        ]
+        self._frozen: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         self.active = len(self.subnets) - 1
         self._measured: dict[int, dict[str, float]] = {}
-        self._costs: dict[int, Cost] = {}
 
     @classmethod
     def load(
@@ -130,8 +137,18 @@ class Supernet(nn.Module):
             Subnet(info.name, tuple(g.widths[k] for g in program.groups))
             for k, info in enumerate(program.subnets)
         ]
-        net = cls(graph, subnets)
         state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+        found = {name: state.pop(name + LEVELS) for name in program.levels}
+        if found:
+            first = {id(p): name for name, p in graph.model.named_parameters()}
+            found = {first[id(graph.model.get_parameter(name))]: level for name, level in found.items()}
+            blank = {n: torch.zeros_like(graph.model.get_parameter(n), dtype=torch.uint8) for n in found}
+            names = tuple(s.name for s in subnets)
+            whole = all(s.widths == tuple(g.size for g in graph.groups) for s in subnets)
+            net = cls(graph, None if whole else subnets, levels=Levels(names, blank))
+            net.relevel_(Levels(names, found))
+        else:
+            net = cls(graph, subnets)
         state |= {other: state[stored] for other, stored in program.aliases.items()}
         counters = {n: t for n, t in net.state_dict().items() if n.partition("@")[0].endswith(COUNTER)}
         net.load_state_dict(counters | state)
@@ -181,7 +198,7 @@ class Supernet(nn.Module):
         torch.Size([4, 4])
         """
         self.refresh_()
-        return _own(self[key])
+        return own(self[key])
 
     # --- the protocol of a training step ------------------------------------------------------------------------------
 
@@ -194,27 +211,86 @@ class Supernet(nn.Module):
             if grads := [p.grad for p in self.parameters() if p.grad is not None]:
                 torch._foreach_zero_(grads)  # pyright: ignore[reportPrivateImportUsage]
             for s in self._slices:
-                if s.gathered:
+                if s.copied:
                     s.small.grad = None
-                elif (grad := s.shared.grad) is not None and (
-                    s.small.grad is None or not _same(s.small.grad, grad)
-                ):
+                elif (grad := s.shared.grad) is not None and not _in_memory_of(grad, s.small.grad):
                     s.small.grad = grad[s.index]
 
+    @torch.no_grad()
     def collect_grads_(self) -> None:
-        """Add the gradients of gathered tensors to the shared ones (aliases have done so already)."""
+        """Add the gradients of copies to the shared ones, as aliases do by themselves; none for what must not move."""
         for s in self._slices:
-            if s.gathered and s.small.grad is not None:
-                assert s.shared.grad is not None
-                s.shared.grad.index_put_(s.index, s.small.grad, accumulate=True)
-                s.small.grad = None
+            if s.copied and s.small.grad is not None:
+                s.add_grad_()
+        for s in self._pruned:
+            if s.mask is not None and s.shared.grad is not None:
+                s.shared.grad.mul_(s.mask)
+        for parameter, frozen, _ in self._frozen:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(frozen, 0)
 
     @torch.no_grad()
     def refresh_(self) -> None:
-        """Copy the shared values into gathered tensors after the shared ones have changed."""
-        for s in self._slices:
-            if s.gathered:
-                s.small.copy_(s.shared[s.index])
+        """After a change of the shared values: put back what is frozen, zero what is pruned, and renew the copies."""
+        for parameter, frozen, values in self._frozen:
+            parameter.copy_(values.where(frozen, parameter))
+        for s in (*self._pruned, *self._slices):
+            if s.copied:
+                s.small.copy_(s.read())
+
+    @torch.no_grad()
+    def freeze_except_(self, key: int | str | None) -> None:
+        """Let only those weights move that subnet `key` has and no smaller one: its increment; None: let all move.
+
+        `refresh_` puts all others back after each step, to the last bit, whatever the optimizer does.
+        """
+        self._frozen = []
+        if key is None:
+            return
+        k, last = self.index(key), len(self) - 1
+        slices = [{id(s.shared): s for s in self._slices if s.k == j} for j in range(last)]
+        slices.append({id(s.shared): s for s in self._pruned})
+
+        def part(parameter: nn.Parameter, j: int) -> torch.Tensor:
+            """True at the weights of a shared parameter that subnet j has."""
+            has = torch.zeros_like(parameter, dtype=torch.bool)
+            s = slices[j].get(id(parameter))
+            if s is None:
+                return ~has
+            has[s.index] = True if s.mask is None else s.mask
+            return has
+
+        for name, parameter in self.named_parameters():
+            path, _, owner = name.partition("@")
+            if path in self.graph.private:
+                frozen = torch.full_like(parameter, int(owner or last) != k, dtype=torch.bool)
+            else:
+                frozen = ~part(parameter, k)
+                for j in range(k):
+                    frozen |= part(parameter, j)
+            self._frozen.append((parameter, frozen, parameter.detach().clone()))
+
+    @torch.no_grad()
+    def relevel_(self, levels: Levels) -> None:
+        """Change the levels of the pruned parameters, in the order of `net.shared`; a weight once zero starts at zero.
+
+        Raises ValueError for other parameters, shapes or numbers of subnets than the supernet was made with.
+        """
+        if {n: t.shape for n, t in levels.tensors.items()} != {n: t.shape for n, t in self.levels.items()}:
+            raise ValueError("Supernet.relevel_: got other parameters or shapes; want those of net.levels")
+        if len(levels.names) != len(self):
+            raise ValueError(f"Supernet.relevel_: got {len(levels.names)} subnets; want {len(self)}")
+        new = {id(self.shared.get_parameter(n)): t for n, t in levels.tensors.items()}
+        for s in (*self._pruned, *self._slices):
+            if s.level is not None:
+                s.level.copy_(new[id(s.shared)][s.index])
+        self.refresh_()
+
+    @property
+    def levels(self) -> dict[str, torch.Tensor]:
+        """The uint8 level of every weight of each pruned parameter: subnet k keeps those of level k or less."""
+        names = {id(p): name for name, p in self.shared.named_parameters()}
+        return {names[id(s.shared)]: s.level for s in self._pruned if s.level is not None}
 
     @property
     def nested(self) -> bool:
@@ -222,9 +298,9 @@ class Supernet(nn.Module):
         return all(s.units is None for s in self.subnets)
 
     @property
-    def gathered_bytes(self) -> int:
-        """Bytes of the copies that subnets need where their channels are not one range of the shared tensor."""
-        return sum(s.small.numel() * s.small.element_size() for s in self._slices if s.gathered)
+    def copied_bytes(self) -> int:
+        """Bytes of the copies that subnets need where they keep single weights, or channels that are not one range."""
+        return sum(s.small.numel() * s.small.element_size() for s in self._slices if s.copied)
 
     # --- tensors by name ----------------------------------------------------------------------------------------------
 
@@ -295,12 +371,15 @@ class Supernet(nn.Module):
         super()._apply(fn, recurse)
         for module in self._smaller:
             module._apply(fn)
+        for slices in (self._slices, self._pruned):
+            slices[:] = [s if s.level is None else replace(s, level=fn(s.level)) for s in slices]
+        self._frozen = [(p, fn(frozen), fn(values)) for p, frozen, values in self._frozen]
         self._alias_()
         return self
 
     def _alias_(self) -> None:
         for s in self._slices:
-            s.small.data = s.shared.data[s.index]
+            s.small.data = s.read()
             s.small.grad = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
@@ -316,19 +395,10 @@ class Supernet(nn.Module):
     def cost(self, key: int | str) -> Cost:
         """Parameters, multiply-accumulates of one sample and float bytes of a subnet."""
         k = self.index(key)
-        if k not in self._costs:
-            module = self.extract(k).requires_grad_(False)
-            counter = FlopCounterMode(display=False)
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
-                self.graph.call(module)
-            leaves = [
-                t for t in tree_leaves((self.graph.args, self.graph.kwargs)) if isinstance(t, torch.Tensor)
-            ]
-            parameters = sum(p.numel() for p in module.parameters())
-            tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
-            size = sum(t.numel() * t.element_size() for t in tensors)
-            self._costs[k] = Cost(parameters, counter.get_total_flops() // 2 // len(leaves[0]), size)
-        return self._costs[k]
+        subnet, slices = self.subnets[k], self._pruned if k == len(self) - 1 else self._slices
+        names = {id(p): name for name, p in self.shared.named_parameters()}
+        kept = {names[id(s.shared)]: int(s.mask.sum()) for s in slices if s.k == k and s.mask is not None}
+        return self.graph.cost(subnet.widths, subnet.units, kept)
 
     def record(self, key: int | str, **measured: float) -> None:
         """Keep measured numbers (`accuracy` 0..1, `latency_ms_p50`, `latency_ms_p95`) for the artifact."""
@@ -347,6 +417,35 @@ class Supernet(nn.Module):
             SubnetInfo(s.name, c.parameters, c.macs, c.size_bytes, **self._measured.get(k, {}))
             for k, (s, c) in enumerate(zip(self.subnets, costs, strict=True))
         )
+
+
+def _in_memory_of(grad: torch.Tensor, view: torch.Tensor | None) -> bool:
+    return view is not None and view.untyped_storage().data_ptr() == grad.untyped_storage().data_ptr()
+
+
+def _levels_of(
+    graph: Graph, model: nn.Module, subnets: Sequence[Subnet], levels: Levels
+) -> dict[str, torch.Tensor]:
+    """A copy of the levels on the model's device; what no subnet keeps is set to zero in the model."""
+    if len(levels.names) != len(subnets):
+        raise ValueError(
+            f"Supernet: got levels of {len(levels.names)} subnets and {len(subnets)} subnets; want one for each"
+        )
+    parameters = dict(model.named_parameters())
+    found = {}
+    for name, level in levels.tensors.items():
+        if name not in parameters or name in graph.private:
+            raise ValueError(
+                f"Supernet: levels name {name!r}; want a parameter of the model, not of a norm, by its first name"
+            )
+        if level.shape != parameters[name].shape:
+            raise ValueError(
+                f"Supernet: {name}: got levels of shape {tuple(level.shape)}; want {tuple(parameters[name].shape)}"
+            )
+        found[name] = level.to(parameters[name].device, copy=True)
+        with torch.no_grad():
+            parameters[name].mul_(found[name] < len(subnets))
+    return found
 
 
 def _validate(graph: Graph, subnets: Sequence[Subnet]) -> None:
@@ -412,404 +511,3 @@ def _check_order(subnets: tuple[Subnet, ...], keeps: list[np.ndarray]) -> None:
                     f"Supernet: subnet {subnet.name!r} is narrower than {before.name!r} before it; want nested subnets,"
                     " smallest first"
                 )
-
-
-# --- sorting ----------------------------------------------------------------------------------------------------------
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-
-
-def _scores(graph: Graph, group: int, tensors: dict[str, torch.Tensor], importance: str) -> np.ndarray:
-    """L1 or L2 norm of every unit over all the weights that it owns (METHODS: norm of the coupled group)."""
-    total = torch.zeros(graph.groups[group].size, dtype=torch.float64)
-    for axis in graph.groups[group].axes:
-        tensor = tensors[axis.tensor]
-        if tensor.dim() < 2 or axis.tensor in graph.private or not tensor.is_floating_point():
-            continue
-        rows = tensor.detach().double().movedim(axis.dim, 0).flatten(1)
-        norm = (rows.abs() if importance == "l1" else rows.square()).sum(1).cpu()
-        total += norm[torch.from_numpy(axis.positions)].sum(1)
-    return total.numpy()
-
-
-def _sort(
-    graph: Graph, model: nn.Module, importance: str, subnets: Sequence[Subnet]
-) -> tuple[Graph, tuple[Subnet, ...]]:
-    """Order the units of every group in place, and name the subnets' units in the new order.
-
-    A group whose order matters to the model is pinned.
-    """
-    tensors, probe = _tensors(model), _disturbed(model)
-    orders = _orders(graph, tensors, importance, subnets)
-    probed = _tensors(probe)
-    want = _outputs(graph, probe)
-    for g, order in enumerate(orders):
-        _permute_(graph, g, probed, order)
-    if _difference(_outputs(graph, probe), want) > _TOLERANCE:
-        for g, order in enumerate(orders):
-            _permute_(graph, g, probed, np.argsort(order))
-        for g, order in enumerate(orders):
-            if graph.groups[g].pinned or graph.groups[g].extends is not None:
-                orders[g] = np.arange(graph.groups[g].size)
-                continue
-            _permute_(graph, g, probed, order)
-            if _difference(_outputs(graph, probe), want) > _TOLERANCE:
-                _permute_(graph, g, probed, np.argsort(order))
-                orders[g] = np.arange(graph.groups[g].size)
-                graph = graph.pin(g, "the order of its channels matters to the model")
-    for g, order in enumerate(orders):
-        _permute_(graph, g, tensors, order)
-    places = [np.argsort(order) for order in orders]
-    moved = (
-        s
-        if s.units is None
-        else replace(s, units=tuple(_ascending(p[list(u)]) for p, u in zip(places, s.units, strict=True)))
-        for s in subnets
-    )
-    return graph, tuple(_legal(graph, s) for s in moved)
-
-
-def _disturbed(model: nn.Module) -> nn.Module:
-    """A copy with noise on every parameter: a branch that starts at zero would hide what it computes from a check."""
-    probe = copy.deepcopy(model)
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            if parameter.is_floating_point():
-                noise = torch.randn(parameter.shape, generator=random, dtype=torch.float32).to(parameter)
-                spread = float(parameter.std(correction=0)) or 1.0
-                parameter.add_(noise, alpha=0.1 * spread)
-    return probe
-
-
-def _ascending(units: np.ndarray) -> tuple[int, ...]:
-    return tuple(sorted(units.tolist()))
-
-
-def _orders(
-    graph: Graph, tensors: dict[str, torch.Tensor], importance: str, subnets: Sequence[Subnet]
-) -> list[np.ndarray]:
-    """The new order of each group's units: by the smallest subnet that names the unit, then the most important first.
-
-    Extending groups follow the one that they extend.
-    """
-    scores = [_scores(graph, g, tensors, importance) for g in range(len(graph.groups))]
-    levels = [np.zeros(g.size, np.int64) for g in graph.groups]
-    if any(s.units is not None for s in subnets):
-        levels = [np.full(g.size, len(subnets)) for g in graph.groups]
-        for k, subnet in reversed(list(enumerate(subnets))):
-            for level, units in zip(levels, subnet.units or (), strict=subnet.units is not None):
-                level[list(units)] = k
-    children = {g.extends: i for i, g in enumerate(graph.groups) if g.extends is not None}
-    orders: list[np.ndarray] = [np.arange(g.size) for g in graph.groups]
-    for g, group in enumerate(graph.groups):
-        if group.pinned or group.extends is not None:
-            continue
-        chain = [g]
-        while chain[-1] in children:
-            chain.append(children[chain[-1]])
-        if any(graph.groups[c].pinned for c in chain):
-            continue
-        start = 0
-        head = np.zeros(0, np.int64)
-        for c in chain:  # units that several groups of the chain share count with all their norms
-            size = graph.groups[c].size
-            sharing = [d for d in chain if graph.groups[d].size >= size]
-            score = np.asarray(sum(scores[d][start:size] for d in sharing))
-            keys = (-score, *(levels[d][start:size] for d in reversed(sharing)))
-            head = np.concatenate([head, start + np.lexsort(keys)])
-            orders[c], start = head, size
-    return orders
-
-
-def _permute_(graph: Graph, group: int, tensors: dict[str, torch.Tensor], order: np.ndarray) -> None:
-    done: set[tuple[int, int]] = set()
-    for axis in graph.groups[group].axes:
-        tensor = tensors[axis.tensor]
-        index = np.arange(tensor.shape[axis.dim])
-        index[axis.positions.ravel()] = axis.positions[order].ravel()
-        if (tensor.data_ptr(), axis.dim) not in done and not (order == np.arange(len(order))).all():
-            done.add((tensor.data_ptr(), axis.dim))
-            with torch.no_grad():
-                tensor.copy_(tensor.index_select(axis.dim, torch.from_numpy(index).to(tensor.device)))
-
-
-# --- small modules ----------------------------------------------------------------------------------------------------
-
-
-def _same(view: torch.Tensor, grad: torch.Tensor) -> bool:
-    return view.untyped_storage().data_ptr() == grad.untyped_storage().data_ptr()
-
-
-def _own(module: nn.Module) -> nn.Module:
-    """A deep copy whose tensors are contiguous and its own."""
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        value = parameter.detach().clone(memory_format=torch.contiguous_format)
-        memo[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().clone(memory_format=torch.contiguous_format)
-    return copy.deepcopy(module, memo)
-
-
-def _kept(graph: Graph, keep: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-    """For every tensor axis that carries units, True at the indices that a subnet keeps."""
-    kept: dict[tuple[str, int], np.ndarray] = {}
-    sizes = {n: t.shape for n, t in _tensors(graph.model).items()}
-    for group in graph.groups:
-        gone = ~keep[group.first_unit : group.first_unit + group.size]
-        for axis in group.axes:
-            mask = kept.setdefault((axis.tensor, axis.dim), np.ones(sizes[axis.tensor][axis.dim], bool))
-            mask[axis.positions[gone]] = False
-    return kept
-
-
-def _small(
-    graph: Graph, shared: nn.Module, keep: np.ndarray, present: np.ndarray
-) -> tuple[nn.Module, list[_Slice]]:
-    """The model's structure with the parameters of a subnet, aliasing those of `shared`, which has the units `present`.
-
-    Private tensors are copies; a parameter whose kept indices are not one range is gathered.
-    """
-    kept, had = _kept(graph, keep), _kept(graph, present)
-    ranges = {key: np.flatnonzero(mask[had[key]]) for key, mask in kept.items()}
-    module = copy.deepcopy(shared, {id(t): t for t in _tensors(shared).values()})
-    slices: list[_Slice] = []
-    made: dict[int, Any] = {}
-    for name, tensor in (*shared.named_parameters(), *shared.named_buffers()):
-        indices = [ranges.get((name, d), np.arange(size)) for d, size in enumerate(tensor.shape)]
-        whole = all(len(i) == size for i, size in zip(indices, tensor.shape, strict=True))
-        index, gathered = _index(indices)
-        if name in graph.private:
-            value = tensor.detach()[index].clone()
-            made[id(tensor)] = (
-                nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-            )
-        elif whole:
-            made[id(tensor)] = tensor
-        else:
-            assert isinstance(tensor, nn.Parameter), f"{name}: buffers that carry units are private"
-            small = nn.Parameter(tensor.detach()[index], tensor.requires_grad)
-            made[id(tensor)] = small
-            slices.append(_Slice(small, tensor, index, gathered))
-    for layer in module.modules():
-        for store in (layer._parameters, layer._buffers):
-            for key, tensor in store.items():
-                if tensor is not None:
-                    store[key] = made[id(tensor)]
-    _set_attributes(graph, module, present, keep)
-    return module, slices
-
-
-def module_of(graph: Graph, model: nn.Module, keep: np.ndarray) -> nn.Module:
-    """An independent small module of the units of `model` at which `keep` is True."""
-    return _own(_small(graph, model, keep, np.ones_like(keep))[0])
-
-
-def _index(indices: list[np.ndarray]) -> tuple[tuple[Any, ...], bool]:
-    """Slices where every dim keeps one range, else index tensors that broadcast to the block."""
-    if all(i[-1] - i[0] + 1 == len(i) for i in indices if len(i)):
-        return tuple(slice(int(i[0]), int(i[-1]) + 1) if len(i) else slice(0, 0) for i in indices), False
-    return tuple(torch.from_numpy(i) for i in np.ix_(*indices)), True
-
-
-def _set_attributes(graph: Graph, module: nn.Module, had: np.ndarray, keep: np.ndarray) -> None:
-    """Channel attributes of the small modules; whatever this misses fails the check of `_verify` and is pinned."""
-    for path, attribute, units in graph.counts:
-        layer = module.get_submodule(path)
-        for name in [attribute] if attribute else _COUNTS & vars(layer).keys():
-            if getattr(layer, name, None) == had[units].sum():
-                setattr(layer, name, int(keep[units].sum()))
-    for path, layer in module.named_modules():
-        own = _layer_sizes(layer)
-        found = _axis_sizes(graph, path, had, keep)
-        for name in _SIZES & vars(layer).keys():
-            after = found.get(value, set()) if isinstance(value := getattr(layer, name), int) else set()
-            setattr(layer, name, own.get(name, next(iter(after)) if len(after) == 1 else value))
-        for name in own.keys() - _SIZES:
-            setattr(layer, name, own[name])
-
-
-def _axis_sizes(graph: Graph, path: str, had: np.ndarray, keep: np.ndarray) -> dict[int, set[int]]:
-    """Size before → kept sizes of the channel axes of all parameters below a module."""
-    found: dict[int, set[int]] = {}
-    for name, axes in graph.axes.items():
-        if name.startswith(path + "." if path else ""):
-            for units in axes:
-                if units is not None:
-                    found.setdefault(int(had[units].sum()), set()).add(int(keep[units].sum()))
-    return found
-
-
-def _layer_sizes(layer: nn.Module) -> dict[str, Any]:
-    """The size attributes of torch's own layers, read off their tensors."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return {}
-    shape = tuple(weight.shape)
-    match layer:
-        case nn.Linear():
-            return {"out_features": shape[0], "in_features": shape[1]}
-        case nn.modules.conv._ConvNd():
-            ends = (shape[0], shape[1] * layer.groups)
-            return dict(
-                zip(
-                    ("in_channels", "out_channels") if layer.transposed else ("out_channels", "in_channels"),
-                    ends,
-                    strict=True,
-                )
-            )
-        case nn.modules.batchnorm._NormBase():
-            return {"num_features": shape[0]}
-        case nn.LayerNorm() | nn.RMSNorm():
-            return {"normalized_shape": shape}
-        case nn.GroupNorm():
-            return {"num_channels": shape[0]}
-        case nn.Embedding():
-            return {"embedding_dim": shape[1]}
-        case nn.PReLU():
-            return {"num_parameters": shape[0]}
-    if {"nf", "nx"} <= vars(layer).keys():  # the transposed linear of GPT-2
-        return {"nx": shape[0], "nf": shape[1]}
-    return {}
-
-
-# --- the check --------------------------------------------------------------------------------------------------------
-
-
-class _Masked(fx.Interpreter):
-    """The full model with every removed channel set to zero wherever it appears: what a subnet must compute.
-
-    A norm over removed channels normalises over the kept ones.
-    """
-
-    def __init__(self, graph: Graph, keep: np.ndarray) -> None:
-        super().__init__(graph.program.graph_module)
-        self._graph, self._keep = graph, keep
-
-    def run_node(self, n: fx.Node) -> Any:
-        if op_name(n) in ("layer_norm", "rms_norm"):
-            result = self._kept_norm(n, -1)
-        elif op_name(n) == "group_norm" and n.args[1] == 1:
-            result = self._kept_norm(n, 1)
-        else:
-            result = super().run_node(n)
-        if n.op != "call_function" or not isinstance(result, torch.Tensor) or not result.is_floating_point():
-            return result
-        for axis, dim in enumerate(self._graph.dims[n.name]):
-            gone = self._gone(dim, result.device)
-            if gone is not None:
-                result = result.masked_fill(gone.view([-1] + [1] * (result.dim() - 1 - axis)), 0.0)
-        return result
-
-    def _gone(self, dim: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
-        if dim is None or self._keep[dim].all():
-            return None
-        return torch.from_numpy(~self._keep[dim]).to(device)
-
-    def _kept_norm(self, n: fx.Node, axis: int) -> torch.Tensor:
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        x, shape, *rest = args
-        gone = self._gone(self._graph.dims[n.name][axis], x.device)
-        if gone is None:
-            return n.target(*args, **kwargs)  # type: ignore[operator]
-        index = torch.nonzero(~gone).ravel()
-        affine = [t[index] if isinstance(t, torch.Tensor) else t for t in rest]
-        kept = n.target(x.index_select(axis, index), [len(index)] if axis == -1 else shape, *affine, **kwargs)  # type: ignore[operator]
-        return torch.zeros_like(x).index_copy(axis, index, kept)
-
-
-def _masked_outputs(graph: Graph, model: nn.Module, keep: np.ndarray) -> list[torch.Tensor]:
-    tensors = _tensors(model)
-    given = iter(tree_leaves((graph.args, graph.kwargs)))
-    inputs = []
-    for spec in graph.program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            assert spec.target is not None
-            inputs.append(tensors[spec.target])
-        elif spec.kind == InputKind.USER_INPUT:
-            inputs.append(next(given))
-        else:
-            inputs.append(graph.program.constants[spec.target])  # type: ignore[index]
-    inputs = [i.clone() if isinstance(i, torch.Tensor) else i for i in inputs]
-    with torch.no_grad():
-        return _leaves(_Masked(graph, keep).run(*inputs))
-
-
-def _outputs(graph: Graph, model: nn.Module) -> list[torch.Tensor]:
-    return _leaves(graph.call(model))
-
-
-def _leaves(output: Any) -> list[torch.Tensor]:
-    return [t.detach().double() for t in tree_leaves(output) if isinstance(t, torch.Tensor)]
-
-
-def _difference(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
-    """Largest difference relative to the largest output; infinite where shapes differ or a NaN is new."""
-    if [t.shape for t in got] != [t.shape for t in want]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(got, want, strict=True):
-        if b.numel() == 0:
-            continue
-        difference = float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
-
-
-def _fault(graph: Graph, model: nn.Module, subnet: Subnet) -> str | None:
-    """Why the small module of a subnet does not compute what the masked model does, or None."""
-    keep = graph.kept(subnet.widths, subnet.units)
-    if keep.all():
-        return None
-    try:
-        got = _outputs(graph, _small(graph, model, keep, np.ones_like(keep))[0])
-    except Exception as error:
-        return f"its subnet fails: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
-    if _difference(got, _masked_outputs(graph, model, keep)) > _TOLERANCE:
-        return "its subnet computes something else than the model with these channels removed"
-    return None
-
-
-def _legal(graph: Graph, subnet: Subnet) -> Subnet:
-    """The subnet with legal widths; it names units only where they are not the first ones of each group."""
-    widths = graph.legal(subnet.widths)
-    if subnet.units is None:
-        return replace(subnet, widths=widths)
-    firsts = tuple(tuple(range(width)) for width in widths)
-    units = tuple(
-        first if group.pinned or g in graph.chained else named
-        for g, (group, first, named) in enumerate(zip(graph.groups, firsts, subnet.units, strict=True))
-    )
-    return replace(subnet, widths=widths, units=None if units == firsts else units)
-
-
-def _verify(graph: Graph, subnets: tuple[Subnet, ...], model: nn.Module) -> tuple[Graph, tuple[Subnet, ...]]:
-    """Check every subnet against the masked model; pin the groups that make it fail, one by one, until it passes."""
-    model = _disturbed(model)
-    for subnet in subnets:
-        while (why := _fault(graph, model, _legal(graph, subnet))) is not None:
-            culprit = _culprit(graph, model, _legal(graph, subnet))
-            graph = graph.pin(culprit, why)
-    return graph, tuple(_legal(graph, s) for s in subnets)
-
-
-def _culprit(graph: Graph, model: nn.Module, subnet: Subnet) -> int:
-    """A group without which the subnet would pass: the last of the shortest run of groups that must be whole."""
-    cut = [g for g, (w, group) in enumerate(zip(subnet.widths, graph.groups, strict=True)) if w < group.size]
-
-    def passes(count: int) -> bool:
-        tried = graph
-        for g in cut[:count]:
-            tried = tried.pin(g, "tried whole")
-        return _fault(tried, model, _legal(tried, subnet)) is None
-
-    low, high = 0, len(cut)  # `low` groups whole fail, `high` pass
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
-    return cut[high - 1]

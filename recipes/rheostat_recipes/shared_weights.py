@@ -1,0 +1,207 @@
+"""Shared-weights training: one network at three sparsities on one set of weights (pruning paper, section 3.1, Table 2).
+
+Every recipe first trains the dense network, in the folder `dense` of its own, and then the subnets M1, M2 and M3, the
+sparsest first. Biases are shared; the classifier and what no subnet keeps are as METHODS has them: one is left whole,
+the other is zero. `--resume` goes on where a run stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+import rheostat as rh
+from rheostat_recipes.dense import Dense, har, kws, lenet5, squeezenext
+from rheostat_recipes.run import Result, Run, finish, one_thread
+
+NAMES = ("M1", "M2", "M3")
+HIGH = (0.95, 0.9, 0.8)
+"""Where the paper stops, these go on."""
+
+LENET5 = (0.6024, 0.405, 0.207)
+HAR = (0.2413, 0.0531, 0.0269)
+KWS = (0.8376, 0.5632, 0.3078)
+SQUEEZENEXT = (0.5539, 0.543, 0.5407)
+
+Granularities = Mapping[str, rh.Element | rh.Pattern]
+
+
+def lenet5_mnist_levels(run: Run) -> Result:
+    """LeNet-5 on MNIST, staged: kernel rows in the convolutions, single weights in the linears (Table 2).
+
+    Command: `rheostat train lenet5_mnist_levels --data DIR`. Expected: 98.94, 98.96 and 99.02 % (paper).
+    Time: 6 minutes on 1 core.
+    """
+    return _lenet5("lenet5_mnist_levels", run, "staged")
+
+
+def lenet5_mnist_levels_joint(run: Run) -> Result:
+    """LeNet-5 on MNIST, the three subnets trained together.
+
+    Command: `rheostat train lenet5_mnist_levels_joint --data DIR`. Expected: at least the staged ones.
+    Time: 6 minutes on 1 core.
+    """
+    return _lenet5("lenet5_mnist_levels_joint", run, "joint")
+
+
+def lenet5_mnist_levels_raw(run: Run) -> Result:
+    """LeNet-5 on MNIST by the paper's literal equations: M2 and M3 add weights that were not trained again.
+
+    Command: `rheostat train lenet5_mnist_levels_raw --data DIR`. Expected: M3 below M1. Time: 3 minutes on 1 core.
+    """
+    return _lenet5("lenet5_mnist_levels_raw", run, "raw")
+
+
+def lenet5_mnist_levels_subset(run: Run) -> Result:
+    """LeNet-5 on MNIST, only masked.
+
+    Command: `rheostat train lenet5_mnist_levels_subset --data DIR`. Expected: M1 far behind. Time: 1 minute on 1 core.
+    """
+    return _lenet5("lenet5_mnist_levels_subset", run, "subset")
+
+
+def lenet5_mnist_levels_high(run: Run) -> Result:
+    """LeNet-5 on MNIST at 95, 90 and 80 % of single weights, staged.
+
+    Command: `rheostat train lenet5_mnist_levels_high --data DIR`. Expected: about 99 %. Time: 6 minutes on 1 core.
+    """
+    convs = {"conv1.weight": (0.4, 0.3, 0.2), "conv2.weight": (0.85, 0.75, 0.6)}
+    return _levels(
+        "lenet5_mnist_levels_high", run, lenet5, _with(convs, HIGH), rh.Element(), lr=2e-3, epochs=8
+    )
+
+
+def har_levels(run: Run) -> Result:
+    """HAR-Net on UCI HAR, staged, single weights (Table 2).
+
+    Command: `rheostat train har_levels --data DIR`. Expected: 90.19, 89.78 and 87.21 % (paper). Time: 2 minutes on
+    1 core.
+    """
+    return _levels("har_levels", run, har, HAR, rh.Element(), lr=5e-4, epochs=10)
+
+
+def har_levels_high(run: Run) -> Result:
+    """HAR-Net on UCI HAR at 95, 90 and 80 %, staged.
+
+    Command: `rheostat train har_levels_high --data DIR`. Expected: unknown. Time: 2 minutes on 1 core.
+    """
+    return _levels("har_levels_high", run, har, HIGH, rh.Element(), lr=5e-4, epochs=10)
+
+
+def kws_levels(run: Run) -> Result:
+    """The keyword network on Speech Commands, staged, single weights (Table 2, OKG-Net).
+
+    Command: `rheostat train kws_levels --data DIR`. Expected: 82.01, 83.43 and 83.5 % (paper, another network).
+    Time: 25 minutes on 1 core.
+    """
+    return _levels("kws_levels", run, kws, KWS, rh.Element(), lr=2e-3, epochs=8)
+
+
+def kws_levels_high(run: Run) -> Result:
+    """The keyword network on Speech Commands at 95, 90 and 80 %, staged.
+
+    Command: `rheostat train kws_levels_high --data DIR`. Expected: unknown. Time: 25 minutes on 1 core.
+    """
+    return _levels("kws_levels_high", run, kws, HIGH, rh.Element(), lr=2e-3, epochs=8)
+
+
+def squeezenext_imagenette_levels(run: Run) -> Result:
+    """SqueezeNext-23 on Imagenette at 112 pixels, staged, single weights: stands in for Table 2's ImageNet row.
+
+    Command: `rheostat train squeezenext_imagenette_levels --data DIR`. Expected: not run.
+    """
+    return _levels("squeezenext_imagenette_levels", run, squeezenext, SQUEEZENEXT, rh.Element(), 1e-3, 20)
+
+
+def squeezenext_imagenet_levels(run: Run) -> Result:
+    """SqueezeNext-23 on ImageNet, staged, single weights (Table 2, SqNxt-23).
+
+    Command: `rheostat train squeezenext_imagenet_levels --data DIR`. Expected: the paper's 73.8, 75.02 and 77.36 % can
+    only be top-5; the dense network has 59 % top-1. Never run.
+    """
+
+    def train(run: Run) -> Dense:
+        return squeezenext(run, "imagenet")
+
+    return _levels("squeezenext_imagenet_levels", run, train, SQUEEZENEXT, rh.Element(), 1e-3, 10)
+
+
+_LENET5 = {"conv1.weight": 150, "conv2.weight": 2400, "fc1.weight": 30720, "fc2.weight": 10080}
+
+
+def _with(convs: Mapping[str, Sequence[float]], total: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """Sparsities of LeNet-5: these in the convolutions, and in the linears what brings each subnet to `total`."""
+    linears = [name for name in _LENET5 if name not in convs]
+    weights = sum(_LENET5[name] for name in linears)
+    gone = [sum(_LENET5[name] * s[k] for name, s in convs.items()) for k in range(len(total))]
+    rest = tuple((t * sum(_LENET5.values()) - g) / weights for t, g in zip(total, gone, strict=True))
+    return {**{name: tuple(s) for name, s in convs.items()}, **dict.fromkeys(linears, rest)}
+
+
+def _lenet5(recipe: str, run: Run, mode: str) -> Result:
+    """Two, three and four of five kernel rows are kept; the linears bring each subnet to the paper's sparsity."""
+    rows: dict[str, Sequence[float]] = {"conv1.weight": (0.6, 0.4, 0.2), "conv2.weight": (0.6, 0.4, 0.2)}
+    granularity = {name: rh.Pattern("rows") if name in rows else rh.Element() for name in _LENET5}
+    return _levels(recipe, run, lenet5, _with(rows, LENET5), granularity, lr=1e-3, epochs=8, mode=mode)
+
+
+def _levels(
+    recipe: str,
+    run: Run,
+    train: Callable[[Run], Dense],
+    sparsity: Sequence[float] | Mapping[str, Sequence[float]],
+    granularity: rh.Element | Granularities,
+    lr: float,
+    epochs: int,
+    mode: str = "staged",
+) -> Result:
+    """Train the dense network, give its weights levels and train those, `epochs` each stage."""
+    dense = train(replace(run, out=run.out / "dense"))
+    model = dense.net.extract(-1).cpu()
+    graph = rh.trace(model, torch.zeros(1, *dense.images.test_images.shape[1:]))
+    classifier = list(dict(model.named_parameters()))[-2]
+    if isinstance(sparsity, Mapping):
+        levels = rh.levels(graph, sparsity, granularity, names=NAMES)
+    else:
+        levels = rh.levels(graph, sparsity, granularity, names=NAMES, skip=(classifier,))
+    net = rh.Supernet(graph, levels=levels).to(run.device())
+    with one_thread():
+        stages = rh.fit_nested(
+            net,
+            dense.train,
+            epochs=run.epochs(epochs),
+            mode=mode,
+            optimizer=lambda groups: torch.optim.Adam(groups, lr=lr),
+            warmup=0.5,
+            teacher=dense.net.extract(-1),
+            validation=dense.test,
+            checkpoint=run.checkpoint(),
+            resume=run.resume,
+            seed=run.seed,
+        )
+    if mode in ("raw", "subset"):
+        # No stage has measured these, and their norms have the dense network's statistics.
+        rh.recalibrate(net, dense.train, 50)
+        found = rh.evaluate(net, dense.test)
+        assert isinstance(found, dict)
+        for name, accuracy in found.items():
+            net.record(name, accuracy=accuracy)
+    seconds = [*dense.seconds, *(epoch.seconds for stage in stages for epoch in stage)]
+    return finish(recipe, run, net, dense.images, seconds)
+
+
+RECIPES = (
+    lenet5_mnist_levels,
+    lenet5_mnist_levels_joint,
+    lenet5_mnist_levels_raw,
+    lenet5_mnist_levels_subset,
+    lenet5_mnist_levels_high,
+    har_levels,
+    har_levels_high,
+    kws_levels,
+    kws_levels_high,
+    squeezenext_imagenette_levels,
+    squeezenext_imagenet_levels,
+)
