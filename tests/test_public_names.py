@@ -15,8 +15,9 @@ PUBLIC = [
     "EnergyGovernor", "Engine", "Fixed", "ImageLoader", "Kernel", "Lasso", "LatencyGovernor", "Levels", "NM",
     "Observation", "Pattern", "Profile", "Quant", "Row", "Signals", "Subnet", "SubnetInfo", "Supernet",
     "SystemGovernor", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate", "export_c",
-    "export_onnx", "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask", "multi_path", "nest", "quantize",
-    "read_signals", "recalibrate", "save", "single_path", "size_report", "slim", "taylor", "trace", "uniform", "wanda",
+    "export_onnx", "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask", "multi_path", "nest",
+    "quantize", "read_signals", "recalibrate", "save", "single_path", "size_report", "slim", "taylor", "trace",
+    "uniform", "wanda",
 ]  # fmt: skip
 
 

@@ -93,8 +93,9 @@ class CSource:
         With integers every bit must be the engine's; with floats 1e-4 of the largest output is allowed.
         """
         for resume in (False, True):
-            wrong = _run([str(self.compile(compiler, sanitize=sanitize, resume=resume))], b"")
-            assert int(wrong) == 0  # the exit status says it, too
+            program = self.compile(compiler, sanitize=sanitize, resume=resume)
+            if wrong := int(_run([str(program)], b"")):
+                raise ValueError(f"{program}: {wrong} outputs differ from the golden ones; want the engine's")
 
     def run(self, program: Path, x: np.ndarray, level: int) -> np.ndarray | tuple[np.ndarray, ...]:
         """Run a compiled program on a batch: float32 [N, ...] in, what the engine returns out.
@@ -145,6 +146,8 @@ def export_c(
     _check_limits(program, str(artifact))
     writer = _Writer(program, tensors)
     _check_fit(writer, flash_bytes, ram_bytes, str(artifact))
+    if examples is not None and len(examples) == 0:
+        raise ValueError("examples: got none; want at least one input, or None for two random ones")
     if examples is None:
         examples = np.random.default_rng(0).standard_normal((2, *program.input.shape), np.float32)
     outputs = []
@@ -295,7 +298,7 @@ class _Writer:
         self._names: dict[tuple[str, bytes], str] = {}
         self._definitions: list[str] = []
         self._calls: list[str] = []
-        self._pruned = False
+        self._dense = self._pruned = False
         self._columns = 1
         self.constant_bytes: list[int] = []
         for i, op in enumerate(self._ops):
@@ -466,6 +469,7 @@ class _Writer:
             self._columns = max(self._columns, 2 * num_columns)  # two positions at a time
         levels = self._tensors.get(f"{op.weight}@levels")
         if levels is None:
+            self._dense = True
             fields["weight"] = self._array("weight", matrix)
         else:
             self._prune(matrix, levels.reshape(full.shape)[out.indices(-1)][:, kept], fields)
@@ -582,6 +586,7 @@ class _Writer:
             "RH_BITS_ACTIVATIONS": self._bits[0],
             "RH_BITS_WEIGHTS": self._bits[1],
             "RH_LEVELS": "NET_LEVELS",
+            "RH_DENSE": int(self._dense),
             "RH_PRUNED": int(self._pruned),
             "NET_ID": max(1, int(self.program.sha256[:4], 16)),
             "NET_ARENA": self.program.plan.size,

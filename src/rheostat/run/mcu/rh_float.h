@@ -99,7 +99,7 @@ static inline float rh_activated(float x, uint8_t activation) {
     }
 }
 
-static inline rh_element rh_finished(rh_sum sum, rh_index channel, const rh_element *residual, uint8_t flip,
+static inline rh_element rh_finished(rh_sum sum, size_t channel, const rh_element *residual, uint8_t flip,
                                      const rh_epilogue *e) {
     (void)flip;
     if (e->scale != 0) sum *= e->scale[channel];
@@ -108,7 +108,7 @@ static inline rh_element rh_finished(rh_sum sum, rh_index channel, const rh_elem
     return rh_activated(sum, e->activation);
 }
 
-static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, rh_index channel, uint8_t flip,
+static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, size_t channel, uint8_t flip,
                                   const rh_epilogue *e) {
     switch (kind) {
         case RH_NORM: return rh_finished(a, channel, 0, flip, e);

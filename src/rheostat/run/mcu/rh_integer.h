@@ -59,7 +59,7 @@ static inline rh_element rh_shifted(int64_t t, const rh_epilogue *e) {
     return (rh_element)(t < e->low ? e->low : t > e->high ? e->high : (int16_t)t);
 }
 
-static inline rh_element rh_finished(rh_sum sum, rh_index channel, const rh_element *residual, uint8_t flip,
+static inline rh_element rh_finished(rh_sum sum, size_t channel, const rh_element *residual, uint8_t flip,
                                      const rh_epilogue *e) {
 #if RH_BITS_ACTIVATIONS != 8 || RH_BITS_WEIGHTS != 8
     if (e->pre > 0) sum = (sum + ((int64_t)1 << (e->pre - 1))) >> e->pre;
@@ -69,7 +69,7 @@ static inline rh_element rh_finished(rh_sum sum, rh_index channel, const rh_elem
     return rh_shifted(t, e);
 }
 
-static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, rh_index channel, uint8_t flip,
+static inline rh_element rh_point(rh_kind kind, rh_number a, rh_number b, size_t channel, uint8_t flip,
                                   const rh_epilogue *e) {
     int64_t t;
     switch (kind) {

@@ -84,9 +84,9 @@ typedef struct {
  * weights. Each weight has the next column or, in pruned rows, the one that `at` names. Unrolled by hand, because
  * compilers do not at -O2, and never inlined, because few registers are left where they are called. */
 #define RH_DOT(name, type, column, advance)                                                               \
-    static RH_NOINLINE rh_sum name(const type *x, const rh_weight *w, const uint8_t *at, rh_index n, rh_sum s) { \
+    static RH_NOINLINE rh_sum name(const type *x, const rh_weight *w, const uint8_t *at, size_t n, rh_sum s) { \
         (void)at;                                                                                         \
-        for (; n >= 4; n = (rh_index)(n - 4), w += 4, advance += 4) {                                     \
+        for (; n >= 4; n -= 4, w += 4, advance += 4) {                                     \
             s += (rh_product)x[column(0)] * w[0];                                                         \
             s += (rh_product)x[column(1)] * w[1];                                                         \
             s += (rh_product)x[column(2)] * w[2];                                                         \
@@ -97,11 +97,11 @@ typedef struct {
     }
 
 #define RH_TWO_DOTS(name, type, column, advance)                                                             \
-    static RH_NOINLINE void name(const type *x, const type *y, const rh_weight *w, const uint8_t *at, rh_index n, \
+    static RH_NOINLINE void name(const type *x, const type *y, const rh_weight *w, const uint8_t *at, size_t n, \
                             rh_sum *sums) {                                                                  \
         rh_sum s = sums[0], t = sums[1];                                                                     \
         (void)at;                                                                                            \
-        for (; n >= 4; n = (rh_index)(n - 4), w += 4, advance(4)) {                                          \
+        for (; n >= 4; n -= 4, w += 4, advance(4)) {                                          \
             s += (rh_product)x[column(0)] * w[0], t += (rh_product)y[column(0)] * w[0];                      \
             s += (rh_product)x[column(1)] * w[1], t += (rh_product)y[column(1)] * w[1];                      \
             s += (rh_product)x[column(2)] * w[2], t += (rh_product)y[column(2)] * w[2];                      \
@@ -117,27 +117,23 @@ typedef struct {
 #define RH_NAMED(i) at[i]
 #define RH_BOTH(n) x += n, y += n
 #define RH_NAMES(n) at += n
-RH_DOT(rh_dot, rh_element, RH_THIS, x)
-RH_DOT(rh_pruned_dot, rh_element, RH_NAMED, at)
-RH_TWO_DOTS(rh_two_dots, rh_element, RH_THIS, RH_BOTH)
-RH_TWO_DOTS(rh_two_pruned_dots, rh_element, RH_NAMED, RH_NAMES)
 #if RH_BITS_ACTIVATIONS == 8
-RH_DOT(rh_signed_dot, int8_t, RH_THIS, x)
-RH_DOT(rh_signed_pruned_dot, int8_t, RH_NAMED, at)
-RH_TWO_DOTS(rh_two_signed_dots, int8_t, RH_THIS, RH_BOTH)
-RH_TWO_DOTS(rh_two_signed_pruned_dots, int8_t, RH_NAMED, RH_NAMES)
+typedef int8_t rh_signed;
 #else
-#define rh_signed_dot rh_dot
-#define rh_signed_pruned_dot rh_pruned_dot
-#define rh_two_signed_dots rh_two_dots
-#define rh_two_signed_pruned_dots rh_two_pruned_dots
+typedef rh_element rh_signed; /* signed as it is */
 #endif
 
-static inline void rh_dense_row(const rh_layer *l, const rh_level *at, rh_index row, const rh_element *x, int two,
+#if RH_DENSE
+RH_DOT(rh_dot, rh_element, RH_THIS, x)
+RH_DOT(rh_signed_dot, rh_signed, RH_THIS, x)
+RH_TWO_DOTS(rh_two_dots, rh_element, RH_THIS, RH_BOTH)
+RH_TWO_DOTS(rh_two_signed_dots, rh_signed, RH_THIS, RH_BOTH)
+
+static inline void rh_dense_row(const rh_layer *l, const rh_level *at, size_t row, const rh_element *x, int two,
                                 rh_sum *sums) {
     const rh_run *run = at->columns.run, *end = run + at->columns.num;
     do {
-        const rh_weight *w = l->weight + (rh_index)(row * l->columns) + run->first;
+        const rh_weight *w = l->weight + row * l->columns + run->first;
         const rh_element *a = x + run->first, *b = a + l->columns;
         if (l->input.flip != 0) {
             if (two) {
@@ -152,13 +148,19 @@ static inline void rh_dense_row(const rh_layer *l, const rh_level *at, rh_index 
         }
     } while (++run != end);
 }
+#endif
 
 #if RH_PRUNED
-static inline void rh_pruned_row(const rh_layer *l, uint8_t level, rh_index row, const rh_element *x, int two,
+RH_DOT(rh_pruned_dot, rh_element, RH_NAMED, at)
+RH_DOT(rh_signed_pruned_dot, rh_signed, RH_NAMED, at)
+RH_TWO_DOTS(rh_two_pruned_dots, rh_element, RH_NAMED, RH_NAMES)
+RH_TWO_DOTS(rh_two_signed_pruned_dots, rh_signed, RH_NAMED, RH_NAMES)
+
+static inline void rh_pruned_row(const rh_layer *l, uint8_t level, size_t row, const rh_element *x, int two,
                                  rh_sum *sums) {
-    const uint8_t *count = l->count + (rh_index)(row * l->blocks * RH_LEVELS), *column = l->column + l->start[row];
+    const uint8_t *count = l->count + row * l->blocks * RH_LEVELS, *column = l->column + l->start[row];
     const rh_weight *w = l->weight + l->start[row];
-    rh_index blocks = l->blocks;
+    size_t blocks = l->blocks;
     do {
         const rh_element *y = x + l->columns;
         if (l->input.flip != 0) {
@@ -180,23 +182,26 @@ static inline void rh_pruned_row(const rh_layer *l, uint8_t level, rh_index row,
 }
 #endif
 
+#if RH_DENSE || RH_PRUNED
 /* Rows `row` ... `last - 1` at one or `two` positions of the output; `channel` counts the rows that the level keeps. */
-static inline void rh_rows(rh_element *arena, const rh_layer *l, uint8_t level, const rh_element *x, rh_index row,
-                           rh_index last, rh_index channel, rh_index position, int two) {
+static inline void rh_rows(rh_element *arena, const rh_layer *l, uint8_t level, const rh_element *x, size_t row,
+                           size_t last, size_t channel, size_t position, int two) {
     const rh_level *at = &l->level[level];
-    const rh_index area = l->area;
-    const rh_element *other = l->has_other ? arena + l->other.at + (rh_index)(row * area + position) : 0;
-    rh_element *to = arena + l->output.at + (rh_index)(row * area + position);
+    const size_t area = l->area;
+    const rh_element *other = l->has_other ? arena + l->other.at + row * area + position : 0;
+    rh_element *to = arena + l->output.at + row * area + position;
     for (; row < last; row++, channel++, to += area) {
         rh_sum sums[2] = {0, 0};
-#if RH_PRUNED
+#if !RH_PRUNED
+        rh_dense_row(l, at, row, x, two, sums);
+#elif !RH_DENSE
+        rh_pruned_row(l, level, row, x, two, sums);
+#else
         if (l->start != 0) {
             rh_pruned_row(l, level, row, x, two, sums);
         } else {
             rh_dense_row(l, at, row, x, two, sums);
         }
-#else
-        rh_dense_row(l, at, row, x, two, sums);
 #endif
         to[0] = rh_finished(sums[0], channel, other, l->other.flip, &at->epilogue);
         if (two) to[1] = rh_finished(sums[1], channel, other != 0 ? other + 1 : 0, l->other.flip, &at->epilogue);
@@ -209,24 +214,24 @@ static inline void rh_gather(rh_element *column, const rh_layer *l, const rh_run
                              int y, int x) {
     /* Copies: for all that the compiler knows, a store to `column` changes what pointers point to. */
     const rh_window w = l->window;
-    const rh_index width = (rh_index)w.in[1], area = (rh_index)(w.in[0] * width), taps = l->taps;
+    const size_t width = w.in[1], area = w.in[0] * width, taps = l->taps;
     const int inside = y >= 0 && x >= 0 && y + (w.kernel[0] - 1) * w.dilation[0] < w.in[0] &&
                        x + (w.kernel[1] - 1) * w.dilation[1] < w.in[1];
-    for (rh_index r = 0; r < channels->num; r++) {
+    for (size_t r = 0; r < channels->num; r++) {
         const rh_run run = channels->run[r];
-        const rh_element *channel = image + (rh_index)(run.first * area);
-        rh_element *to = column + (rh_index)(run.first * taps);
-        for (rh_index c = run.count; c > 0; c--, channel += area) {
+        const rh_element *channel = image + run.first * area;
+        rh_element *to = column + run.first * taps;
+        for (size_t c = run.count; c > 0; c--, channel += area) {
             if (inside) {
-                const rh_element *line = channel + (rh_index)(y * width + x);
-                for (int i = w.kernel[0]; i > 0; i--, line += (rh_index)(w.dilation[0] * width)) {
+                const rh_element *line = channel + y * width + x;
+                for (int i = w.kernel[0]; i > 0; i--, line += w.dilation[0] * width) {
                     const rh_element *from = line;
                     for (int j = w.kernel[1]; j > 0; j--, from += w.dilation[1]) *to++ = *from;
                 }
             } else {
                 for (int i = w.kernel[0], v = y; i > 0; i--, v += w.dilation[0]) {
                     for (int j = w.kernel[1], u = x; j > 0; j--, u += w.dilation[1])
-                        *to++ = v >= 0 && v < w.in[0] && u >= 0 && u < w.in[1] ? channel[(rh_index)(v * width + u)] : 0;
+                        *to++ = v >= 0 && v < w.in[0] && u >= 0 && u < w.in[1] ? channel[v * width + u] : 0;
                 }
             }
         }
@@ -235,11 +240,11 @@ static inline void rh_gather(rh_element *column, const rh_layer *l, const rh_run
 
 static inline void rh_linear(rh_element *arena, const rh_layer *l, uint8_t level) {
     const rh_runs rows = l->level[level].rows;
-    rh_index channel = 0;
-    for (rh_index r = 0; r < rows.num; r++) {
+    size_t channel = 0;
+    for (size_t r = 0; r < rows.num; r++) {
         const rh_run run = rows.run[r];
-        rh_rows(arena, l, level, arena + l->input.at, run.first, (rh_index)(run.first + run.count), channel, 0, 0);
-        channel = (rh_index)(channel + run.count);
+        rh_rows(arena, l, level, arena + l->input.at, run.first, run.first + run.count, channel, 0, 0);
+        channel += run.count;
     }
 }
 
@@ -247,60 +252,60 @@ static inline void rh_linear(rh_element *arena, const rh_layer *l, uint8_t level
 static inline void rh_conv2d(rh_element *arena, rh_element *column, const rh_layer *l, uint8_t level) {
     const rh_level *at = &l->level[level];
     const rh_window w = l->window;
-    rh_index position = 0;
+    size_t position = 0;
     for (int oy = 0, y = -w.padding[0]; oy < w.out[0]; oy++, y += w.stride[0]) {
         for (int ox = 0, x = -w.padding[1]; ox < w.out[1];) {
             const int two = ox + 1 < w.out[1];
             const rh_element *group = arena + l->input.at;
-            rh_index end = 0, channel = 0; /* rows before `end` read what is in `column` */
-            for (rh_index r = 0; r < at->rows.num; r++) {
-                rh_index row = at->rows.run[r].first;
-                const rh_index last = (rh_index)(row + at->rows.run[r].count);
+            size_t end = 0, channel = 0; /* rows before `end` read what is in `column` */
+            for (size_t r = 0; r < at->rows.num; r++) {
+                size_t row = at->rows.run[r].first;
+                const size_t last = row + at->rows.run[r].count;
                 while (row < last) {
-                    for (; row >= (rh_index)(end + l->group_rows); end = (rh_index)(end + l->group_rows))
-                        group += l->group_size;
+                    for (; row >= end + l->group_rows; end += l->group_rows) group += l->group_size;
                     if (row >= end) {
                         rh_gather(column, l, &at->channels, group, y, x);
                         if (two) rh_gather(column + l->columns, l, &at->channels, group, y, x + w.stride[1]);
                         group += l->group_size;
-                        end = (rh_index)(end + l->group_rows);
+                        end += l->group_rows;
                     }
-                    const rh_index stop = last < end ? last : end;
+                    const size_t stop = last < end ? last : end;
                     if (two) {
                         rh_rows(arena, l, level, column, row, stop, channel, position, 1);
                     } else {
                         rh_rows(arena, l, level, column, row, stop, channel, position, 0);
                     }
-                    channel = (rh_index)(channel + stop - row);
+                    channel += stop - row;
                     row = stop;
                 }
             }
             ox += 1 + two;
             x += two ? 2 * w.stride[1] : w.stride[1];
-            position = (rh_index)(position + 1 + two);
+            position += 1 + two;
         }
     }
 }
+#endif
 
 /* The mean over a window or, for a copy of every n-th position, the largest. */
 static inline void rh_pool(rh_element *arena, const rh_layer *l, uint8_t level, int mean) {
     const rh_level *at = &l->level[level];
     const rh_window *w = &l->window;
-    const rh_index width = (rh_index)w->in[1], area = (rh_index)(w->in[0] * width);
-    for (rh_index r = 0; r < at->rows.num; r++) {
-        const rh_index last = (rh_index)(at->rows.run[r].first + at->rows.run[r].count);
-        for (rh_index c = at->rows.run[r].first; c < last; c++) {
-            const rh_element *channel = arena + l->input.at + (rh_index)(c * area);
-            rh_element *to = arena + l->output.at + (rh_index)(c * l->area);
+    const size_t width = w->in[1], area = w->in[0] * width;
+    for (size_t r = 0; r < at->rows.num; r++) {
+        const size_t last = at->rows.run[r].first + at->rows.run[r].count;
+        for (size_t c = at->rows.run[r].first; c < last; c++) {
+            const rh_element *channel = arena + l->input.at + c * area;
+            rh_element *to = arena + l->output.at + c * l->area;
             for (int oy = 0, y = -w->padding[0]; oy < w->out[0]; oy++, y += w->stride[0]) {
                 for (int ox = 0, x = -w->padding[1]; ox < w->out[1]; ox++, x += w->stride[1]) {
                     const int top = y > 0 ? y : 0, left = x > 0 ? x : 0;
                     const int bottom = y + w->kernel[0] < w->in[0] ? y + w->kernel[0] : w->in[0];
                     const int right = x + w->kernel[1] < w->in[1] ? x + w->kernel[1] : w->in[1];
-                    rh_number best = rh_get(channel[(rh_index)(top * width + left)], l->input.flip);
+                    rh_number best = rh_get(channel[(top * width + left)], l->input.flip);
                     rh_total total = 0;
                     for (int i = top; i < bottom; i++) {
-                        const rh_element *from = channel + (rh_index)(i * width);
+                        const rh_element *from = channel + i * width;
                         for (int j = left; j < right; j++) {
                             const rh_number v = rh_get(from[j], l->input.flip);
                             if (mean) {
@@ -330,15 +335,15 @@ static inline void rh_pool(rh_element *arena, const rh_layer *l, uint8_t level, 
 /* Element by element, and channel by channel where the other input has one position. */
 static inline void rh_pointwise(rh_element *arena, const rh_layer *l, uint8_t level, rh_kind kind) {
     const rh_level *at = &l->level[level];
-    rh_index channel = 0;
-    for (rh_index r = 0; r < at->rows.num; r++) {
-        const rh_index last = (rh_index)(at->rows.run[r].first + at->rows.run[r].count);
-        for (rh_index c = at->rows.run[r].first; c < last; c++, channel++) {
-            const rh_index first = (rh_index)(c * l->area);
+    size_t channel = 0;
+    for (size_t r = 0; r < at->rows.num; r++) {
+        const size_t last = at->rows.run[r].first + at->rows.run[r].count;
+        for (size_t c = at->rows.run[r].first; c < last; c++, channel++) {
+            const size_t first = c * l->area;
             const rh_element *a = arena + l->input.at + first;
-            const rh_element *b = arena + l->other.at + (rh_index)(c * l->other_area);
+            const rh_element *b = arena + l->other.at + c * l->other_area;
             rh_element *to = arena + l->output.at + first;
-            for (rh_index i = 0; i < l->area; i++) {
+            for (size_t i = 0; i < l->area; i++) {
                 const rh_number other = l->has_other ? rh_get(l->other_area == l->area ? b[i] : *b, l->other.flip) : 0;
                 to[i] = rh_point(kind, rh_get(a[i], l->input.flip), other, channel, l->input.flip, &at->epilogue);
             }
@@ -349,17 +354,17 @@ static inline void rh_pointwise(rh_element *arena, const rh_layer *l, uint8_t le
 /* A copy; the channels that the output has besides its input's are 0. */
 static inline void rh_pad(rh_element *arena, const rh_layer *l, uint8_t level) {
     const rh_level *at = &l->level[level];
-    for (rh_index r = 0; r < at->rows.num; r++) {
-        rh_element *to = arena + l->output.at + (rh_index)(at->rows.run[r].first * l->area);
-        for (rh_index i = (rh_index)(at->rows.run[r].count * l->area); i > 0; i--) {
+    for (size_t r = 0; r < at->rows.num; r++) {
+        rh_element *to = arena + l->output.at + at->rows.run[r].first * l->area;
+        for (size_t i = at->rows.run[r].count * l->area; i > 0; i--) {
             *to++ = 0;
             RH_BARRIER(); /* or compilers call memset */
         }
     }
-    for (rh_index r = 0; r < at->channels.num; r++) {
-        const rh_index first = (rh_index)(at->channels.run[r].first * l->area);
+    for (size_t r = 0; r < at->channels.num; r++) {
+        const size_t first = at->channels.run[r].first * l->area;
         memcpy(arena + l->output.at + first, arena + l->input.at + first,
-               (rh_index)(at->channels.run[r].count * l->area) * sizeof(rh_element));
+               (at->channels.run[r].count * l->area) * sizeof(rh_element));
     }
 }
 
@@ -367,19 +372,19 @@ static inline void rh_pad(rh_element *arena, const rh_layer *l, uint8_t level) {
 /* Over the channels, at each position. */
 static inline void rh_softmax(rh_element *arena, const rh_layer *l, uint8_t level) {
     const rh_runs *rows = &l->level[level].rows;
-    for (rh_index i = 0; i < l->area; i++) {
+    for (size_t i = 0; i < l->area; i++) {
         const float *x = arena + l->input.at + i;
         float *to = arena + l->output.at + i, best = x[0], sum = 0.0f;
-        for (rh_index r = 0; r < rows->num; r++) {
-            for (rh_index c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
+        for (size_t r = 0; r < rows->num; r++) {
+            for (size_t c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
                 best = rh_larger(best, x[c * l->area]);
         }
-        for (rh_index r = 0; r < rows->num; r++) {
-            for (rh_index c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
+        for (size_t r = 0; r < rows->num; r++) {
+            for (size_t c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
                 sum += to[c * l->area] = rh_exp(x[c * l->area] - best);
         }
-        for (rh_index r = 0; r < rows->num; r++) {
-            for (rh_index c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
+        for (size_t r = 0; r < rows->num; r++) {
+            for (size_t c = rows->run[r].first; c < rows->run[r].first + rows->run[r].count; c++)
                 to[c * l->area] /= sum;
         }
     }
@@ -389,9 +394,9 @@ static inline void rh_softmax(rh_element *arena, const rh_layer *l, uint8_t leve
 /* The numbers of an output, channel after channel, without gaps; returns where the next one goes. */
 static inline rh_number *rh_read(const rh_element *arena, const rh_layer *l, uint8_t level, rh_number *to) {
     const rh_runs *rows = &l->level[level].rows;
-    for (rh_index r = 0; r < rows->num; r++) {
-        const rh_element *x = arena + l->input.at + (rh_index)(rows->run[r].first * l->area);
-        for (rh_index i = (rh_index)(rows->run[r].count * l->area); i > 0; i--) *to++ = rh_get(*x++, l->input.flip);
+    for (size_t r = 0; r < rows->num; r++) {
+        const rh_element *x = arena + l->input.at + rows->run[r].first * l->area;
+        for (size_t i = rows->run[r].count * l->area; i > 0; i--) *to++ = rh_get(*x++, l->input.flip);
     }
     return to;
 }
