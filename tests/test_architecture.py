@@ -21,7 +21,7 @@ TRAIN = (
     *("data", "loop", "checkpoint", "fit", "criteria", "nested", "admm", "lasso", "slim", "lower", "quant"),
     *("export",),
 )
-RUN = ("engine", "policy", "governor", "signals")
+RUN = ("engine", "export_c", "policy", "governor", "signals")
 ORDER = (
     *(f"rheostat.{name}" for name in CORE),
     *(f"rheostat.run.{name}" for name in RUN),

@@ -202,6 +202,14 @@ def test_export(trained: Path, tmp_path: Path) -> None:
         onnx.checker.check_model(onnx.load(line), full_check=True)
 
 
+def test_export_c(trained: Path, tmp_path: Path) -> None:
+    assert invoke("export", trained, "--to", "c", "--out", tmp_path).startswith(f"{tmp_path / 'net.c'}\n")
+    assert (tmp_path / "net.h").exists()
+    line = mistake("export", trained, "--to", "c", "--out", tmp_path, "--flash-bytes", 1000)
+    assert "more than the 1000 given; ops[0]" in line
+    assert "for --to c" in mistake("export", trained, "--out", tmp_path, "--ram-bytes", 1000)
+
+
 def test_table() -> None:
     text = invoke("table", "dynamic", 1)
     for words in ("S-NN", "0.75x", "88.4 / ", "Yang and Fan"):
@@ -386,7 +394,7 @@ def test_mistakes_in_what_is_asked_for(trained: Path, tmp_path: Path) -> None:
     assert mistake("train", "resnet21").startswith(
         "rheostat: train: got recipe 'resnet21'; want one of: digits, "
     )
-    assert mistake("export", trained, "--to", "tflite") == "rheostat: --to: got 'tflite'; want onnx"
+    assert mistake("export", trained, "--to", "tflite") == "rheostat: --to: got 'tflite'; want onnx or c"
     assert "want one of: dynamic 1, " in mistake("table", "dynamic", 9)
     assert "none: no such directory" in mistake("table", "dynamic", 1, "--results", tmp_path / "none")
     assert "mnist.npz.xz: no such file" in mistake(

@@ -45,7 +45,9 @@ def test_contents(wheel: Path) -> None:
     assert any(name.startswith("rheostat/run/librheostat.") for name in names)
     assert "rheostat/py.typed" in names
     assert "rheostat-0.1.0.dist-info/licenses/LICENSE" in names
-    assert not [name for name in names if "test" in name or name.endswith((".c", ".h"))]
+    kernels = {name for name in names if name.endswith((".c", ".h"))}
+    assert kernels == {f"rheostat/run/mcu/{path.name}" for path in (ROOT / "src/rheostat/run/mcu").iterdir()}
+    assert not [name for name in names if "test" in name]
     assert wheel.name.startswith("rheostat-0.1.0-py3-none-")
 
 

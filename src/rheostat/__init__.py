@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rheostat.energy import Memory, switch_cost
     from rheostat.measure import accuracy, calibrate, latency
     from rheostat.run.engine import Engine
+    from rheostat.run.export_c import export_c
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
     from rheostat.run.policy import (
         CapSlack,
@@ -98,6 +99,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "cost",
     "cubic",
     "evaluate",
+    "export_c",
     "export_onnx",
     "finetune",
     "fit",
@@ -160,6 +162,7 @@ _HOMES = {
     "choose": "rheostat.run.policy",
     "cubic": "rheostat.train.masks",
     "evaluate": "rheostat.train.fit",
+    "export_c": "rheostat.run.export_c",
     "export_onnx": "rheostat.train.export",
     "finetune": "rheostat.train.quant",
     "fit": "rheostat.train.fit",

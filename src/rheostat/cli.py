@@ -387,12 +387,32 @@ def bench(
 @app.command()
 def export(
     artifact: ArtifactPath,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="onnx: one file a subnet.")] = "onnx",
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="onnx: one file a subnet; c: C99 for microcontrollers.")
+    ] = "onnx",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path(),
+    flash_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="c: refuse constants that take more.")
+    ] = None,
+    ram_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="c: refuse activations that take more.")
+    ] = None,
 ) -> None:
-    """Write every subnet in another format."""
+    """Write an artifact in another format."""
+    if to == "c":
+        from rheostat.run.export_c import export_c
+
+        source = export_c(artifact, out, flash_bytes=flash_bytes, ram_bytes=ram_bytes)
+        table = _table("", "bytes")
+        table.add_row("constants, in flash", f"{sum(source.constant_bytes):,}")
+        table.add_row("activations, in RAM", f"{source.arena_bytes + source.column_bytes:,}")
+        table.add_row("written by a switch", f"at most {source.record_bytes}")
+        _console().print(str(source.folder / "net.c"), table, sep="\n")
+        return
     if to != "onnx":
-        raise ValueError(f"--to: got {to!r}; want onnx")
+        raise ValueError(f"--to: got {to!r}; want onnx or c")
+    if flash_bytes is not None or ram_bytes is not None:
+        raise ValueError("--flash-bytes, --ram-bytes: are for --to c")
     from rheostat.train.export import export_onnx
 
     for path in export_onnx(artifact, out):
