@@ -229,8 +229,8 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
             for s in found
         ]
     graph = rh.trace(_background(run, task, train), task.example(run).to(run.device()))
-    # In a smoke run a step shrinks a filter by more than its norm, so that two epochs come to every target.
-    lasso = replace(family.lasso, epochs=2, shrink=100.0) if run.smoke else family.lasso
+    # In a smoke run a step shrinks a filter by more than its norm, so that few steps come to every target.
+    lasso = replace(family.lasso, epochs=8, shrink=100.0) if run.smoke else family.lasso
     macs, checkpoint = task.macs(run, family.macs), replace(own, out=own.out / family.name).checkpoint()
     precision = "float32" if run.smoke else "bfloat16"
     if family.paths == "single":
