@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +19,12 @@ from rheostat_recipes.run import Loader, Recipe, Result, Run, finish, hardware, 
 from rheostat_recipes.task import CIFAR10, IMAGENETTE, RESNET18, Task
 from rheostat_recipes.uniform import alone, published
 
-LASSO = rh.Lasso(epochs=60, lr=0.01)
-"""Section 3.1: SGD with learning rate 0.01 for 60 epochs; the rest is not given."""
+LASSO = rh.Lasso(epochs=120, shrink=10.0, lr=0.01)
+"""Section 3.1: SGD with learning rate 0.01 for 60 epochs; the rest is not given.
+
+Lambda is that of 60 epochs and `shrink=5`; a run that has not come to its smallest subnet by then goes on for as long
+again, at the same lambda, and stops when it has.
+"""
 
 SHORTCUT = "conv1x1_all"
 
@@ -29,20 +34,22 @@ class Family:
     """How subnets are sampled.
 
     macs: multiply-accumulates that the subnets may have, smallest first; the whole network is the last subnet.
-    paths: "single", one training for all, or "multi", one for each. free: in "multi", not inside the larger one.
+    paths: "single", one training for all, or "multi", one for each, inside the larger one before.
+    free: in "multi", runs that know nothing of each other, in orders of images of their own: how much of lambda each
+        gets. The paper has another lambda for each, without saying which.
     """
 
     name: str
     macs: tuple[float, ...]
     paths: str = "multi"
     lasso: rh.Lasso = LASSO
-    free: bool = False
+    free: tuple[float, ...] = ()
 
 
 MULTI_PATH = Family("multi_path", (2.21e6, 9.56e6, 19.75e6))
 SINGLE_PATH = Family("single_path", (2.48e6, 9.11e6, 20.07e6), paths="single")
 GROUP_LASSO = Family("group_lasso", (2.71e6, 7.91e6, 22.27e6), lasso=replace(LASSO, clip=None))
-FREE = Family("multi_path_free", MULTI_PATH.macs, free=True)
+FREE = Family("multi_path_free", MULTI_PATH.macs, free=(1.0, 0.7, 0.5))
 # Those of the nine uniform widths from 0.25, so that both curves of Figure 7 have points at the same sizes.
 NINE = Family("nine", (2.62e6, 5.24e6, 7.87e6, 12.07e6, 15.94e6, 21.73e6, 26.84e6, 34.2e6))
 IMAGENET = Family("multi_path", (0.89e8, 3.97e8, 7.17e8))
@@ -54,7 +61,7 @@ def resnet20_cifar10_multi_path(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, one sampling run for each subnet (Table 3, Ours-M, Dynamic; Figure 4).
 
     Command: `rheostat train resnet20_cifar10_multi_path --data DIR`. Expected: 80.7, 86.3, 88.4 and 89.9 % (paper).
-    Time: not run yet; background and subnets 60 epochs each, sampling at most 180.
+    Time: not run yet; background and subnets 60 epochs each, sampling about as much for each subnet.
     """
     return _dynamic("resnet20_cifar10_multi_path", run, CIFAR10, MULTI_PATH)
 
@@ -75,7 +82,7 @@ def resnet20_cifar10_multi_path_free(run: Run) -> Result:
     slower, and there is no artifact.
 
     Command: `rheostat train resnet20_cifar10_multi_path_free --data DIR`. Expected: 80.7, 86.3, 88.4, 89.9 % (paper).
-    Time: not run yet; as `resnet20_cifar10_multi_path`.
+    Time: not run yet; as `resnet20_cifar10_multi_path`, a little more for the copies.
     """
     return _dynamic("resnet20_cifar10_multi_path_free", run, CIFAR10, FREE)
 
@@ -93,7 +100,7 @@ def resnet20_cifar10_single_path(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, all subnets from one sampling run (Table 3, Ours-S, Dynamic).
 
     Command: `rheostat train resnet20_cifar10_single_path --data DIR`. Expected: 79.5, 85.9, 88.2 and 89.9 % (paper).
-    Time: not run yet; background and subnets 60 epochs each, sampling at most 60.
+    Time: not run yet; background, sampling and subnets about 60 epochs each.
     """
     return _dynamic("resnet20_cifar10_single_path", run, CIFAR10, SINGLE_PATH)
 
@@ -150,7 +157,8 @@ def resnet20_cifar10_nine(run: Run) -> Result:
     """Nine subnets of ResNet-20 on CIFAR-10, multi-path, trained by the sandwich rule (Figure 7, ours).
 
     Command: `rheostat train resnet20_cifar10_nine --data DIR`. Expected: above `resnet20_cifar10_nine_uniform` at most
-    sizes (paper, a curve without numbers). Time: not run yet; background and subnets 60 epochs, sampling at most 480.
+    sizes (paper, a curve without numbers). Time: not run yet; eight samplings, and 60 epochs each of background and
+    subnets.
     """
     return _dynamic("resnet20_cifar10_nine", run, CIFAR10, NINE, sandwich=True)
 
@@ -228,40 +236,14 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
             rh.Subnet(s["name"], tuple(s["widths"]), s["units"] and tuple(map(tuple, s["units"])))
             for s in found
         ]
-    graph = rh.trace(_background(run, task, train), task.example(run).to(run.device()))
-    # In a smoke run a step shrinks a filter by more than its norm, so that two epochs come to every target.
-    lasso = replace(family.lasso, epochs=2, shrink=100.0) if run.smoke else family.lasso
-    macs, checkpoint = task.macs(run, family.macs), replace(own, out=own.out / family.name).checkpoint()
-    precision = "float32" if run.smoke else "bfloat16"
-    if family.paths == "single":
-        sampled = rh.single_path(
-            graph,
-            train,
-            lasso,
-            macs=macs,
-            precision=precision,
-            channels_last=True,
-            checkpoint=checkpoint,
-            resume=True,
-            seed=run.seed,
-        )
-    else:
-        sampled = rh.multi_path(
-            graph,
-            train,
-            lasso,
-            macs=macs,
-            inside_previous=not family.free,
-            precision=precision,
-            channels_last=True,
-            checkpoint=checkpoint,
-            resume=True,
-            seed=run.seed,
-        )
+    runs = _sample(run, own, task, family, train)
+    # A free path gives its subnet and the whole network, all others give the whole family at once.
+    found = [subnet for sampled in runs for subnet in sampled[:-1]] + [runs[-1][-1]]
+    subnets = [replace(subnet, name=f"subnet{k + 1}") for k, subnet in enumerate(found)]
     record = {
-        "subnets": [asdict(subnet) for subnet in sampled],
-        "snapshots": [asdict(snapshot) for snapshot in sampled.snapshots],
-        "seconds": sampled.seconds,
+        "subnets": [asdict(subnet) for subnet in subnets],
+        "snapshots": [asdict(snapshot) for sampled in runs for snapshot in sampled.snapshots],
+        "seconds": sum(sampled.seconds for sampled in runs),
         "task": task.name,
         "family": family.name,
         "seed": run.seed,
@@ -269,7 +251,34 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
         "hardware": hardware(run.device()),
     }
     write_json(path, record)
-    return sampled
+    return subnets
+
+
+def _sample(run: Run, own: Run, task: Task, family: Family, train: Loader) -> list[Any]:
+    """The results of `rh.single_path` or `rh.multi_path`: one, or one for each path of a free family."""
+    graph = rh.trace(_background(run, task, train), task.example(run).to(run.device()))
+    # In a smoke run a few steps come to every target.
+    lasso = replace(family.lasso, epochs=8, shrink=20.0) if run.smoke else family.lasso
+    macs, folder = task.macs(run, family.macs), replace(own, out=own.out / family.name)
+    settings: dict[str, Any] = {
+        "precision": "float32" if run.smoke else "bfloat16",
+        "channels_last": True,
+        "resume": True,
+        "seed": run.seed,
+    }
+    if family.paths == "single":
+        return [rh.single_path(graph, train, lasso, macs=macs, checkpoint=folder.checkpoint(), **settings)]
+    if not family.free:
+        return [rh.multi_path(graph, train, lasso, macs=macs, checkpoint=folder.checkpoint(), **settings)]
+    runs = []
+    for k, share in enumerate(family.free):
+        path = replace(folder, out=folder.out / f"subnet{k + 1}", seed=run.seed + 1000 * (k + 1))
+        _, train, _ = task.loaders(path)
+        weaker, checkpoint = replace(lasso, shrink=share * lasso.shrink), path.checkpoint()
+        runs.append(
+            rh.multi_path(graph, train, weaker, macs=macs[k : k + 1], checkpoint=checkpoint, **settings)
+        )
+    return runs
 
 
 RECIPES: tuple[Recipe, ...] = (

@@ -233,7 +233,9 @@ def train(
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
     with _stdout_for_json_only(as_json):
         result = recipes[recipe](run)
-    infos = [SubnetInfo(**subnet) for subnet in json.loads(result.record.read_text("utf-8"))["subnets"]]
+    keys = ("name", "parameters", "macs", "size_bytes", "accuracy")
+    subnets = json.loads(result.record.read_text("utf-8"))["subnets"]
+    infos = [SubnetInfo(*(subnet[key] for key in keys)) for subnet in subnets]
     if as_json:
         _print_json([asdict(info) for info in infos])
     else:

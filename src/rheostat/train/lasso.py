@@ -157,7 +157,7 @@ def multi_path(
     bisections: 0 stops a run as soon as it crosses its target. Otherwise so many complete runs look for the lambda with
         which the last step comes closest to the target from below, in the logarithm of lambda.
     inside_previous: each smaller subnet is sampled inside the one before, so that they nest. Otherwise every run is
-        free, as in the paper; see `nest`.
+        free, as in the paper; see `nest`. Free runs of one lambda and one order of samples are one and the same run.
     checkpoint: one file for each run is written beside this path.
 
     Raises ValueError as `single_path` does.
