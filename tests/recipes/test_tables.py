@@ -18,7 +18,7 @@ SIZES = {
     ("dynamic", 4): 2 * 4 * 4 + 2 * 4 * 4,
     ("dynamic", 5): 4 * 3,
     ("pruning", 1): 6 * 7,
-    ("pruning", 2): 4 * 3 * 3,
+    ("pruning", 2): 4 * 3 * 3 + 3 * 2,
 }
 
 
