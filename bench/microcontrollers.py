@@ -85,8 +85,10 @@ def pruned(path: Path, out: Path, sparsity: float) -> None:
     artifact.write(out, replace(program, levels={}), tensors)
 
 
-def crossing(sparsities: Sequence[float], counts: Sequence[int], level: int) -> float:
-    """The sparsity at which falling counts reach `level`, on the line between two of them."""
+def crossing(sparsities: Sequence[float], counts: Sequence[int], level: int) -> float | None:
+    """The sparsity at which falling counts reach `level`, on the line between two of them; None where none is above."""
+    if counts[0] < level:
+        return None
     return float(np.interp(-level, [-n for n in counts], sparsities))
 
 
@@ -138,7 +140,11 @@ def show(row: dict[str, Any]) -> None:
     if dense["cycles"]:
         each = ", ".join(f"{n:,}" for n in levels["cycles"])
         print(f"  estimated cycles {dense['cycles'][0]:,} dense; {each}")
-    print(f"  break-even at a sparsity of {row['break_even_sparsity']:.0%}")
+    even = row["break_even_sparsity"]
+    lowest = min(row["sweep"])
+    print(
+        f"  break-even sparsity {f'below {lowest:.0%}, the lowest that fits' if even is None else f'{even:.0%}'}"
+    )
     print(
         f"  code {dense['code_bytes']:,} bytes dense, {levels['code_bytes']:,} level-ordered; "
         f"RAM {levels['ram_bytes']:,}"

@@ -229,7 +229,7 @@ def _background(run: Run, task: Task, train: Loader) -> nn.Module:
 def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh.Subnet]:
     """Sample once, and keep what was found, and when."""
     own = run.part(f"{task.name}_subnets")
-    path = own.out / f"subnets-{family.name}.json"
+    path = own.out / f"subnets-{task.name}_{family.name}-seed{run.seed}.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))["subnets"]
         return [

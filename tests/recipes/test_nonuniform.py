@@ -31,7 +31,7 @@ ELSEWHERE = {
     resnet20_cifar10_single_path,
     resnet20_cifar10_single_path_individual,
 }
-SUBNETS = "resnet20_cifar10_subnets-0/subnets-{}.json"
+SUBNETS = "resnet20_cifar10_subnets-0/subnets-resnet20_cifar10_{}-seed0.json"
 
 
 def test_single_path_together(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 import rheostat as rh
 from rheostat import artifact
@@ -16,6 +17,7 @@ from rheostat.artifact import read_program
 from rheostat_recipes import uniform
 from rheostat_recipes.data import load
 from rheostat_recipes.run import Result, Run
+from rheostat_recipes.task import RESNET18
 from rheostat_recipes.uniform import (
     NINE_WIDTHS,
     RECIPES,
@@ -121,3 +123,18 @@ def test_published_weights_need_a_folder(tmp_path: Path) -> None:
         resnet50_imagenet_distill(Run(tmp_path, data_dir=tmp_path))
     with pytest.raises(ValueError, match=r"resnet20-12fca82f\.th: no such file"):
         resnet20_cifar10_distill(Run(tmp_path, data_dir=tmp_path))
+
+
+def test_imagenet_comes_from_files_and_the_rest_from_memory(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part, name in ((part, name) for part in ("train", "val") for name in ("n01", "n02")):
+        folder = tmp_path / "imagenet" / part / name
+        folder.mkdir(parents=True)
+        image.new("RGB", (260, 300), (200, 10, 10)).save(folder / "0.JPEG")
+    images, train, test = replace(RESNET18, batch_size=2).loaders(Run(tmp_path / "out", tmp_path))
+    assert isinstance(train, DataLoader) and isinstance(test, DataLoader)
+    assert (images.name, len(train), len(test)) == ("imagenet", 1, 1)
+    assert images.test_images.shape[1:] == RESNET18.shape == tuple(RESNET18.example(Run(tmp_path)).shape[1:])
+    _, train, _ = RESNET18.loaders(Run(tmp_path / "out", smoke=True))
+    assert isinstance(train, rh.ImageLoader)
+    assert next(iter(train))[0].shape[1:] == RESNET18.smoke_shape
