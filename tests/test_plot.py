@@ -100,7 +100,8 @@ def test_panels_of_channels_have_their_own_layers_and_titles(program: Program) -
 
 def test_curves_are_lines_of_per_cent() -> None:
     few, many = Curve("S-NN", (1.0, 4.0), (0.8, 0.9)), Curve("Ours-M", (2.0, 3.0, 5.0), (0.7, 0.8, 0.95))
-    first, second = curves({"CPU": [few, many], "GPU": [few]}, "latency, ms").axes
+    first, second, third = curves({"CPU": [few, many], "GPU": [few], "": [many]}, "latency, ms").axes
+    assert third.lines[0].get_color() == first.lines[1].get_color() != second.lines[0].get_color()
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["CPU", "GPU"]
     assert first.get_xlabel() == "latency, ms"
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["S-NN", "Ours-M"]

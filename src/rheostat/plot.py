@@ -108,10 +108,13 @@ def curves(panels: Mapping[str, Sequence[Curve]], label: str) -> Figure:
     label: what the costs are, with their unit. Raises ValueError when there is no panel.
     """
     figure, all_axes = _canvas(3.4, tuple(panels))
+    names = list(dict.fromkeys(curve.name for networks in panels.values() for curve in networks))
+    colours = dict(zip(names, _shades(len(names)), strict=True))
     for axes, networks in zip(all_axes, panels.values(), strict=True):
-        for colour, curve in zip(_shades(len(networks)), networks, strict=True):
+        for curve in networks:
             percent = [100 * share for share in curve.accuracy]
-            axes.plot(curve.cost, percent, "o-", color=colour, linewidth=1.8, label=_label(curve.name))
+            style = {"color": colours[curve.name], "label": _label(curve.name), "linewidth": 1.8}
+            axes.plot(curve.cost, percent, "o-", **style)
         axes.set_xlim(0)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy, %")
