@@ -411,6 +411,8 @@ def test_runs_only_what_the_net_takes(source: CSource, tmp_path: Path) -> None:
 def test_no_examples(source: CSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"examples: got none"):
         export_c(source.folder.parent / "tiny.safetensors", tmp_path, np.zeros((0, 1, 8, 8), np.float32))
+    with pytest.raises(ValueError, match=r"got NaN or infinity in a norm or an example"):
+        export_c(tiny(tmp_path / "net", None), tmp_path, np.full((1, 1, 8, 8), np.nan, np.float32))
 
 
 def test_what_the_engine_cannot_run(tmp_path: Path) -> None:

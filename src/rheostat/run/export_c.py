@@ -251,7 +251,7 @@ def _numbers(array: np.ndarray) -> str:
     """The numbers between braces, exact, in lines of about 100 characters."""
     if array.dtype == np.float32:
         if not np.isfinite(array).all():
-            raise ValueError("a norm of the artifact scales by infinity; want finite numbers")
+            raise ValueError("export_c: got NaN or infinity in a norm or an example; want finite numbers")
         texts = [float(v).hex() + "f" for v in array.ravel()]
     else:
         texts = [f"{v}LL" if array.dtype == np.int64 else str(v) for v in array.ravel().tolist()]
