@@ -207,8 +207,8 @@ def test_report_is_the_same_every_time(program: Program, tmp_path: Path) -> None
 
 def test_residuals_draw_every_parameter_and_the_worst() -> None:
     updates = [
-        Update(1e-3, {"a": 0.5, "b": 0.25}, {"a": 0.1, "b": 0.2}, {"a": 0.0, "b": 0.01}, 1.0, 0.9),
-        Update(1e-2, {"a": 0.125, "b": 0.2}, {"a": 0.05, "b": 0.01}, {"a": 0.0, "b": 0.0}, 0.9, 0.9),
+        Update(1e-3, 2.0, {"a": 0.5, "b": 0.25}, {"a": 0.1, "b": 0.2}, {"a": 0.0, "b": 0.01}, 1.0, 0.9),
+        Update(1e-2, 2.0, {"a": 0.125, "b": 0.2}, {"a": 0.05, "b": 0.01}, {"a": 0.0, "b": 0.0}, 0.9, 0.9),
     ]
     (axes,) = residuals(updates).axes
     lines = [(line.get_label(), [float(y) for y in np.asarray(line.get_ydata())]) for line in axes.lines]

@@ -25,7 +25,7 @@ from rheostat.train.supernet import Supernet
 
 @dataclass(frozen=True)
 class Update:
-    """One update of Z and U, and the epochs before it; `loss` and `accuracy` are the last epoch's, while training.
+    """One update of Z and U, and the `seconds` of the epochs before it; `loss` and `accuracy` are those of the last.
 
     primal: `||W - Z|| / ||W||` of each parameter: how far its weights are from the constraint.
     dual: `rho * ||Z - Z_before|| / ||W||`: how far the constraint has moved.
@@ -34,6 +34,7 @@ class Update:
     """
 
     rho: float
+    seconds: float
     primal: dict[str, float]
     dual: dict[str, float]
     churn: dict[str, float]
@@ -149,7 +150,7 @@ def admm(
                 pair.u *= (history[-1].rho if history else now) / now
             show(len(history), f"update {len(history) + 1}/{len(rho) * updates}", f"rho {now:g}")
             before, after = _penalty(weights, pairs, now, decoupled)
-            last = fit(
+            trained_epochs = fit(
                 net,
                 _Later(loader, len(history) * epochs),
                 epochs=epochs,
@@ -161,7 +162,8 @@ def admm(
                 before_step=before,
                 after_step=after,
                 progress=False,
-            )[-1]
+            )
+            seconds, last = sum(epoch.seconds for epoch in trained_epochs), trained_epochs[-1]
             moved = {
                 name: [pair.update_(weight, now) for pair in pairs[name]] for name, weight in weights.items()
             }
@@ -169,7 +171,7 @@ def admm(
                 {name: max(numbers[i] for numbers in own) for name, own in moved.items()} for i in range(3)
             )
             history.append(
-                Update(now, primal, dual, churn, last.loss[name_of_all], last.accuracy[name_of_all])
+                Update(now, seconds, primal, dual, churn, last.loss[name_of_all], last.accuracy[name_of_all])
             )
             if checkpoint is not None:
                 _write(checkpoint, state, settings, history)
