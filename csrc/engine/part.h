@@ -1,4 +1,4 @@
-/* What one thread does of an op; shared by the floats of context.c and the integers of quant.c. */
+/* What one thread does of an op. */
 #ifndef RH_PART_H
 #define RH_PART_H
 
@@ -53,7 +53,9 @@ static inline int rh_is_masked(const part *p, const rh_op *op) {
  * or masked into this part's scratch, until the next call. */
 const void *rh_weights_of(const part *p, const rh_op *op, const rh_unit *unit);
 
-/* Integer models: an op (NULL: reading the input), and output `i` as floats. */
+/* An op (NULL: reading the input), without the border of its output; and output `i` as floats. */
+void rh_float_step(const part *p, const rh_op *op, const float *input);
+void rh_float_output(const part *p, int32_t i, float *output);
 void rh_quant_step(const part *p, const rh_op *op, const float *input);
 void rh_quant_output(const part *p, int32_t i, float *output);
 
