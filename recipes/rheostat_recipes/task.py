@@ -67,7 +67,6 @@ class Task:
         train: Loader,
         test: Loader | None,
         epochs: int | None = None,
-        lr: float = 0.1,
         teacher: nn.Module | None = None,
         sandwich: bool = False,
     ) -> list[float]:
@@ -76,7 +75,7 @@ class Task:
             net,
             train,
             epochs=run.epochs(epochs or self.epochs),
-            lr=lr,
+            lr=0.1,
             weight_decay=1e-4,
             warmup=1,
             teacher=teacher,

@@ -262,22 +262,13 @@ def published(recipe: str, run: Run) -> Path:
 
 
 def _distilled(recipe: str, run: Run, teacher: CifarResNet, weights: str) -> Result:
-    """ResNet-20 from published weights, taught by another published network.
-
-    After the 60 epochs the learning rate rises once more, to three tenths: the smallest subnet has not learnt enough.
-    """
+    """ResNet-20 from published weights, taught by another published network."""
     student = resnet20()
     if not run.smoke:
         folder = published(recipe, run) / "resnet_cifar10"
         load_published(student, folder / "resnet20-12fca82f.th")
         load_published(teacher, folder / weights)
-    images, train, test = CIFAR10.loaders(run)
-    graph = rh.trace(student, CIFAR10.example(run))
-    net = rh.Supernet(graph, rh.uniform(graph, WIDTHS)).to(run.device())
-    seconds = CIFAR10.fit(run, net, train, test, teacher=teacher)
-    again = replace(run, out=run.out / "again")
-    seconds += CIFAR10.fit(again, net, train, test, epochs=16, lr=0.03, teacher=teacher)
-    return finish(recipe, run, net, images, seconds)
+    return together(recipe, run, CIFAR10, student=student, teacher=teacher)
 
 
 def _rounded(recipe: str, run: Run, bits: int) -> Result:
