@@ -122,7 +122,8 @@ def resnet20_cifar10_distill(run: Run) -> Result:
 
     Command: `rheostat train resnet20_cifar10_distill --data DIR`; DIR also holds the published weights,
     `resnet_cifar10/resnet20-12fca82f.th` and `resnet44-014dd654.th` of akamaster/pytorch_resnet_cifar10.
-    Expected: 82.5, 88.7, 91.2 and 91.9 % (paper). Time: 60 epochs, 161 s each on 2 busy cores with AVX-512 and bf16.
+    Expected: 82.5, 88.7, 91.2 and 91.9 % (paper); measured: 80.8, 88.5, 91.2 and 92.1 %.
+    Time: 60 epochs of 2 minutes on 2 free cores with AVX-512 and bf16.
     """
     return _distilled("resnet20_cifar10_distill", run, resnet44(), "resnet44-014dd654.th")
 
