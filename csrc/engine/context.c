@@ -57,7 +57,7 @@ static void clear_border(const part *p, int32_t v) {
     const int64_t side = (int64_t)value->border[1] * layout->stride * number, above = value->border[0] * pitch;
     const range all = share(p, p->samples, 1);
     for (int64_t s = all.begin; s < all.end; s++) {
-        char *sample = (char *)p->lane + value->offset * p->group * number + s * size;
+        char *sample = (char *)p->lane + (rh_at(p, v, s, 0) - layout->inside) * number;
         /* The right border of a row and the left one of the next are one stretch. */
         memset(sample, 0, (size_t)(above + side));
         for (int32_t y = 1; y < value->height; y++) memset(sample + above + y * pitch - side, 0, (size_t)(2 * side));

@@ -33,6 +33,19 @@ static inline range share(const part *p, int64_t items, int64_t step) {
 
 static inline const rh_layout *layout_of(const part *p, int32_t v) { return &p->model->values[v].layout[p->subnet]; }
 
+/* Where in the lane, in numbers, a row of a sample of value `v` begins, inside the border. */
+static inline int64_t rh_at(const part *p, int32_t v, int64_t sample, int64_t row) {
+    const rh_layout *layout = layout_of(p, v);
+    return p->model->values[v].offset * p->group + layout->inside + sample * layout->size + row * layout->pitch;
+}
+
+/* The same in what the caller sees of `v`, where the channels lie one after the other. */
+static inline int64_t rh_outside(const part *p, int32_t v, int64_t sample, int64_t row) {
+    const rh_value *value = &p->model->values[v];
+    const int64_t area = (int64_t)value->height * value->width;
+    return sample * layout_of(p, v)->channels * area + row * value->width;
+}
+
 /* Clips the window of output position `at` along one dimension; returns its length with padding (for
  * averages). */
 static inline int64_t rh_clip_window(const rh_op *op, int d, int64_t at, int64_t size, int64_t *begin, int64_t *end) {

@@ -6,10 +6,7 @@
 /* Floats of weights that stay in a second-level cache while pixels pass by. */
 enum { RH_WEIGHTS_NEAR = 1 << 16 };
 
-/* The first pixel inside the border of the first sample. */
-static float *data_of(const part *p, int32_t v) {
-    return p->lane + p->model->values[v].offset * p->group + layout_of(p, v)->inside;
-}
+static float *row_of(const part *p, int32_t v, int64_t sample, int64_t row) { return p->lane + rh_at(p, v, sample, row); }
 
 /* ---- convolution ---- */
 
@@ -128,9 +125,9 @@ static void run_conv2d(const part *p, const rh_op *op) {
         .in = in,
         .out = layout_of(p, op->output),
         .residual_layout = op->residual < 0 ? NULL : layout_of(p, op->residual),
-        .input = data_of(p, op->inputs[0]) - op->padding[0] * in->pitch - op->padding[1] * in->stride,
-        .output = data_of(p, op->output),
-        .residual = op->residual < 0 ? NULL : data_of(p, op->residual),
+        .input = row_of(p, op->inputs[0], 0, -op->padding[0]) - op->padding[1] * in->stride,
+        .output = row_of(p, op->output, 0, 0),
+        .residual = op->residual < 0 ? NULL : row_of(p, op->residual, 0, 0),
         .height = out->height,
         .width = out->width,
     };
@@ -149,8 +146,8 @@ static void run_pool2d(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, oy = r % out->height;
-        const float *x = data_of(p, op->inputs[0]) + sample * from->size;
-        float *y = data_of(p, op->output) + sample * to->size + oy * to->pitch;
+        const float *x = row_of(p, op->inputs[0], sample, 0);
+        float *y = row_of(p, op->output, sample, oy);
         int64_t top, bottom, left, right;
         const int64_t tall = rh_clip_window(op, 0, oy, in->height, &top, &bottom);
         for (int64_t ox = 0; ox < out->width; ox++, y += to->stride) {
@@ -180,14 +177,14 @@ static void run_global_avg_pool(const part *p, const rh_op *op) {
     for (int64_t i = all.begin; i < all.end; i++) {
         const int64_t sample = i / pieces, channel = i % pieces * RH_LANES;
         const rh_window window = {
-            .input = data_of(p, op->inputs[0]) + sample * from->size + channel,
+            .input = row_of(p, op->inputs[0], sample, 0) + channel,
             .row_stride = from->pitch,
             .pixel_stride = from->stride,
             .rows = in->height,
             .columns = in->width,
         };
-        p->model->kernels->f32_avg_pool2d(data_of(p, op->output) + sample * to->size + channel, &window,
-                                          RH_LANES, (float)((int64_t)in->height * in->width));
+        p->model->kernels->f32_avg_pool2d(row_of(p, op->output, sample, 0) + channel, &window, RH_LANES,
+                                          (float)((int64_t)in->height * in->width));
     }
 }
 
@@ -208,9 +205,9 @@ static void run_elementwise(const part *p, const rh_op *op) {
     const rh_kernels *kernels = p->model->kernels;
     for (int64_t r = rows.begin; r < rows.end; r += step) {
         const int64_t sample = r / value->height, y = r % value->height;
-        const float *x = data_of(p, op->inputs[0]) + sample * a->size + y * a->pitch;
-        const float *z = data_of(p, second) + sample * b->size + (pixel ? 0 : y * b->pitch);
-        float *out = data_of(p, op->output) + sample * to->size + y * to->pitch;
+        const float *x = row_of(p, op->inputs[0], sample, y);
+        const float *z = row_of(p, second, sample, pixel ? 0 : y);
+        float *out = row_of(p, op->output, sample, y);
         if (op->kind == RH_SCALE) {
             const rh_op_plan *plan = &op->plan[p->subnet];
             const rh_epilogue epilogue = {plan->scale, plan->shift, op->activation};
@@ -236,11 +233,11 @@ static void run_copy(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        float *y = data_of(p, op->output) + sample * to->size + row * to->pitch;
+        float *y = row_of(p, op->output, sample, row);
         int32_t channel = 0;
         for (int32_t i = 0; i < op->num_inputs; i++) {
             const rh_layout *from = layout_of(p, op->inputs[i]);
-            const float *x = data_of(p, op->inputs[i]) + sample * from->size + row * sy * from->pitch;
+            const float *x = row_of(p, op->inputs[i], sample, row * sy);
             const size_t bytes = (size_t)from->channels * sizeof(float);
             for (int64_t j = 0; j < value->width; j++)
                 memcpy(y + j * to->stride + channel, x + j * sx * from->stride, bytes);
@@ -257,8 +254,8 @@ static void run_softmax(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = data_of(p, op->inputs[0]) + sample * from->size + row * from->pitch;
-        float *y = data_of(p, op->output) + sample * to->size + row * to->pitch;
+        const float *x = row_of(p, op->inputs[0], sample, row);
+        float *y = row_of(p, op->output, sample, row);
         for (int64_t j = 0; j < value->width; j++)
             p->model->kernels->f32_softmax(y + j * to->stride, x + j * from->stride, to->channels);
     }
@@ -273,8 +270,8 @@ static void read_input(const part *p, const float *input) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = input + sample * layout->channels * area + row * value->width;
-        float *y = data_of(p, 0) + sample * layout->size + row * layout->pitch;
+        const float *x = input + rh_outside(p, 0, sample, row);
+        float *y = row_of(p, 0, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[j * layout->stride + c] = x[c * area + j];
         }
@@ -310,8 +307,8 @@ void rh_float_output(const part *p, int32_t i, float *output) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = data_of(p, v) + sample * layout->size + row * layout->pitch;
-        float *y = output + sample * layout->channels * area + row * value->width;
+        const float *x = row_of(p, v, sample, row);
+        float *y = output + rh_outside(p, v, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[c * area + j] = x[j * layout->stride + c];
         }

@@ -5,8 +5,8 @@
 
 #include "part.h"
 
-static int16_t *data_of(const part *p, int32_t v) {
-    return (int16_t *)p->lane + p->model->values[v].offset * p->group + layout_of(p, v)->inside;
+static int16_t *row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
+    return (int16_t *)p->lane + rh_at(p, v, sample, row);
 }
 
 /* Where the first tap, the output and the residual of output pixels `first` ... start. */
@@ -14,20 +14,17 @@ static void point(const part *p, const rh_op *op, rh_int_pixels *pixels, int64_t
     const rh_value *out = &p->model->values[op->output];
     const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
     const int64_t area = (int64_t)out->height * out->width;
-    const int16_t *input =
-        data_of(p, op->inputs[0]) - op->padding[0] * (int64_t)from->pitch - op->padding[1] * (int64_t)from->stride;
+    const int64_t side = op->padding[1] * (int64_t)from->stride;
     pixels->count = (int32_t)count;
     pixels->has_residual = op->residual >= 0;
     for (int64_t m = 0; m < count; m++) {
         const int64_t sample = (first + m) / area, at = (first + m) % area;
         const int64_t y = at / out->width, x = at % out->width;
-        pixels->input[m] = input + sample * from->size + y * op->stride[0] * from->pitch +
+        pixels->input[m] = row_of(p, op->inputs[0], sample, y * op->stride[0] - op->padding[0]) - side +
                            x * op->stride[1] * from->stride;
-        pixels->output[m] = data_of(p, op->output) + sample * to->size + y * to->pitch + x * to->stride;
+        pixels->output[m] = row_of(p, op->output, sample, y) + x * to->stride;
         if (op->residual >= 0) {
-            const rh_layout *r = layout_of(p, op->residual);
-            pixels->residual[m] =
-                data_of(p, op->residual) + sample * r->size + y * r->pitch + x * r->stride;
+            pixels->residual[m] = row_of(p, op->residual, sample, y) + x * layout_of(p, op->residual)->stride;
         }
     }
 }
@@ -106,8 +103,8 @@ static void run_pool2d(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, oy = r % out->height;
-        const int16_t *x = data_of(p, op->inputs[0]) + sample * from->size;
-        int16_t *y = data_of(p, op->output) + sample * to->size + oy * to->pitch;
+        const int16_t *x = row_of(p, op->inputs[0], sample, 0);
+        int16_t *y = row_of(p, op->output, sample, oy);
         for (int64_t ox = 0; ox < out->width; ox++, y += to->stride) {
             int64_t top = 0, bottom = in->height, left = 0, right = in->width, tall = bottom, wide = right;
             if (op->kind != RH_GLOBAL_AVG_POOL) {
@@ -162,7 +159,7 @@ static void run_pixels(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, row = r % out->height;
-        int16_t *y = data_of(p, op->output) + sample * to->size + row * to->pitch;
+        int16_t *y = row_of(p, op->output, sample, row);
         const int16_t *x[2];
         const rh_layout *in[2];
         int64_t steps[2];
@@ -170,7 +167,7 @@ static void run_pixels(const part *p, const rh_op *op) {
             const rh_value *value = &p->model->values[op->inputs[i]];
             const int pixel = op->kind == RH_MUL && value->height == 1 && value->width == 1;
             in[i] = layout_of(p, op->inputs[i]);
-            x[i] = data_of(p, op->inputs[i]) + sample * in[i]->size + (pixel ? 0 : row * sy * in[i]->pitch);
+            x[i] = row_of(p, op->inputs[i], sample, pixel ? 0 : row * sy);
             steps[i] = pixel ? 0 : sx * in[i]->stride;
         }
         for (int64_t j = 0; j < out->width; j++, y += to->stride) {
@@ -187,10 +184,10 @@ static void run_concat(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, row = r % out->height;
-        int16_t *y = data_of(p, op->output) + sample * to->size + row * to->pitch;
+        int16_t *y = row_of(p, op->output, sample, row);
         for (int32_t i = 0; i < op->num_inputs; i++) {
             const rh_layout *from = layout_of(p, op->inputs[i]);
-            const int16_t *x = data_of(p, op->inputs[i]) + sample * from->size + row * from->pitch;
+            const int16_t *x = row_of(p, op->inputs[i], sample, row);
             for (int64_t j = 0; j < out->width; j++)
                 p->model->kernels->int_rescale(y + j * to->stride, x + j * from->stride, from->channels,
                                                requant->factors[i], requant);
@@ -209,8 +206,8 @@ static void read_input(const part *p, const float *input) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = input + sample * layout->channels * area + row * value->width;
-        int16_t *y = data_of(p, 0) + sample * layout->size + row * layout->pitch;
+        const float *x = input + rh_outside(p, 0, sample, row);
+        int16_t *y = row_of(p, 0, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) {
                 float q = rintf(x[c * area + j] / scale);
@@ -245,8 +242,8 @@ void rh_quant_output(const part *p, int32_t i, float *output) {
     const int64_t area = (int64_t)value->height * value->width;
     for (int64_t r = 0; r < (int64_t)p->samples * value->height; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const int16_t *x = data_of(p, v) + sample * layout->size + row * layout->pitch;
-        float *y = output + sample * layout->channels * area + row * value->width;
+        const int16_t *x = row_of(p, v, sample, row);
+        float *y = output + rh_outside(p, v, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[c * area + j] = (float)x[j * layout->stride + c] * scale;
         }
