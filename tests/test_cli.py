@@ -384,7 +384,7 @@ def test_a_missing_library_names_its_extra(
 
 def test_usage_mistakes() -> None:
     assert "No such command 'trian'" in mistake("trian")
-    assert "No such option: --epochs" in mistake("train", "digits", "--epochs", 3)
+    assert "No such option: --steps" in mistake("train", "digits", "--steps", 3)
     assert "Missing argument 'ARTIFACT'" in mistake("eval")
     assert "Invalid value for 'N'" in mistake("table", "dynamic", "x")
     assert "Invalid value for '--threads'" in mistake("bench", "net.safetensors", "--threads", 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rheostat as rh
-from rheostat_recipes.tables import load_results
+from rheostat_recipes.tables import longest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,16 +137,15 @@ def load_figure(paper: str, number: int) -> Figure:
 
 def artifact(recipe: str, results_dir: Path | None = None) -> Path | None:
     """Return the artifact of a recipe's first seed, or None where it has no result, or the file is gone."""
-    results = [r for r in load_results(results_dir) if r["recipe"] == recipe and r["artifact"]]
-    found = [r["path"].with_name(r["artifact"]) for r in sorted(results, key=lambda r: r["seed"])]
+    results = [r for r in longest(recipe, results_dir) if r["artifact"]]
+    found = [r["path"].with_name(r["artifact"]) for r in results]
     return next((path for path in found if path.exists()), None)
 
 
 def sizes_and_accuracies(recipe: str, results_dir: Path | None = None) -> list[tuple[float, float]]:
     """Return (multiply-accumulates, accuracy) of each subnet of a recipe, smallest first: the means over seeds."""
-    results = [r for r in load_results(results_dir) if r["recipe"] == recipe]
     by_subnet: dict[str, list[Any]] = {}
-    for result in results:
+    for result in longest(recipe, results_dir):
         for subnet in result["subnets"]:
             by_subnet.setdefault(subnet["name"], []).append((subnet["macs"], subnet["accuracy"]))
     return sorted(tuple(np.mean(seeds, axis=0).tolist()) for seeds in by_subnet.values())

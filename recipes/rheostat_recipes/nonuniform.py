@@ -257,8 +257,9 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
 def _sample(run: Run, own: Run, task: Task, family: Family, train: Loader) -> list[Any]:
     """The results of `rh.single_path` or `rh.multi_path`: one, or one for each path of a free family."""
     graph = rh.trace(_background(run, task, train), task.example(run).to(run.device()))
-    # In a smoke run a few steps come to every target.
+    # In a smoke run a few steps come to every target; a shorter run shrinks as much, faster.
     lasso = replace(family.lasso, epochs=8, shrink=20.0) if run.smoke else family.lasso
+    lasso = replace(lasso, epochs=min(lasso.epochs, 2 * (run.max_epochs or lasso.epochs)))
     macs, folder = task.macs(run, family.macs), replace(own, out=own.out / family.name)
     settings: dict[str, Any] = {
         "precision": "float32" if run.smoke else "bfloat16",

@@ -26,19 +26,23 @@ def run_all(
     data_dir: Path | None,
     say: Callable[[str], None] = print,
     recipes: Sequence[Recipe] = RECIPES,
+    max_epochs: int | None = None,
 ) -> list[str]:
     """Run each `(recipe, seed)` in `out / "RECIPE-SEED"`, from where it stopped; return one line for each that failed.
 
-    What recipes share lies in `out`, so that it is made once. A run that fails for a reason that its user can change
+    What recipes share lies in `out`, so that it is made once; with `max_epochs` (see `Run`) all lies in a folder of
+    `out` for that length. A run that fails for a reason that its user can change
     (no such data, no room on the disk) does not keep the others from running; anything else is a bug and stops them.
     """
     by_name = {recipe.__name__: recipe for recipe in recipes}
+    root = out if max_epochs is None else out / f"epochs{max_epochs}"
     failures = []
     for number, (name, seed) in enumerate(wanted, 1):
         say(f"{number} of {len(wanted)}: {name}, seed {seed}")
         torch.compiler.reset()  # its limit is on variants of one class, whichever run they belong to
         try:
-            by_name[name](Run(out / f"{name}-{seed}", data_dir, resume=True, seed=seed, shared=out))
+            own = root / f"{name}-{seed}"
+            by_name[name](Run(own, data_dir, resume=True, seed=seed, shared=root, max_epochs=max_epochs))
         except (ValueError, OSError, ImportError, rh.ArtifactError) as error:
             failures.append(f"{name}, seed {seed}: {' '.join(str(error).split())}")
             say(f"failed: {failures[-1]}")

@@ -29,6 +29,7 @@ class Run:
     data_dir: data sets and published weights; None for Hugging Face `datasets`.
     smoke: a minute instead of hours: enlarged digits stand in for the data, two epochs for the training.
     shared: directory of what several recipes build on, each part in PART-SEED; None for `out`.
+    max_epochs: no training takes longer, whatever the recipe says; the result is marked. None for full length.
     """
 
     out: Path
@@ -37,6 +38,7 @@ class Run:
     resume: bool = False
     seed: int = 0
     shared: Path | None = None
+    max_epochs: int | None = None
 
     def part(self, name: str) -> Run:
         """Return the run of something that several recipes build on; whatever is there already is gone on from."""
@@ -50,8 +52,8 @@ class Run:
         return replace(images, train_images=images.train_images[:640], train_labels=images.train_labels[:640])
 
     def epochs(self, full: int) -> int:
-        """Return the recipe's number of epochs, or in a smoke run two."""
-        return 2 if self.smoke else full
+        """Return the recipe's number of epochs, at most `max_epochs`, or in a smoke run two."""
+        return 2 if self.smoke else min(full, self.max_epochs or full)
 
     def device(self) -> torch.device:
         """Return the accelerator where there is one, otherwise the processor."""
@@ -210,6 +212,7 @@ def put_down(
         "smoke": run.smoke,
         "num_test_images": len(images.test_labels),
         "epochs": epochs,
+        "max_epochs": run.max_epochs,
         "seconds": round(seconds, 1),
         "torch": str(torch.__version__),
         "artifact": artifact and artifact.name,
@@ -240,6 +243,7 @@ def _sparsity(net: rh.Supernet, k: int) -> float:
 def command(recipe: str, run: Run) -> str:
     """Return the command that repeats a run."""
     flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
+    flags += [f" --epochs {run.max_epochs}"] * (run.max_epochs is not None)
     return f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,16 +90,20 @@ def missing(
     needs: Mapping[str, Collection[tuple[str, str]]],
     results_dir: Path | None = None,
     seeds: Sequence[int] = (0,),
+    max_epochs: int | None = None,
 ) -> list[tuple[str, int]]:
     """List every recipe and seed whose results do not hold all that it is needed for.
 
-    needs: of a `Table` or a `Figure`. Raises what `load_table` raises.
+    needs: of a `Table` or a `Figure`. max_epochs: shorter runs count if they have had so many; None: only full ones.
+    Raises what `load_table` raises.
 
     >>> missing({"lenet5_mnist": {("0.25", "accuracy"), ("1.0", "macs")}}, seeds=(0, 1))
     [('lenet5_mnist', 1)]
     """
     found: dict[tuple[str, int], set[tuple[str, str]]] = {}
     for result in load_results(results_dir):
+        if _length(result) < (max_epochs or math.inf):
+            continue
         have = {(s["name"], key) for s in result["subnets"] for key, value in s.items() if value is not None}
         found.setdefault((result["recipe"], result["seed"]), set()).update(have)
     return [
@@ -141,6 +146,16 @@ def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def longest(recipe: str, results_dir: Path | None = None) -> list[dict[str, Any]]:
+    """Read the results of a recipe, one a seed, in their order: that of the longest training where there are more.
+
+    Raises what `load_results` raises.
+    """
+    results = [result for result in load_results(results_dir) if result["recipe"] == recipe]
+    by_seed = {result["seed"]: result for result in sorted(results, key=_length)}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
 def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
     for path in sorted(folder.rglob(pattern)):
         try:
@@ -152,11 +167,13 @@ def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
 def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     factor = {"%": 0.01}.get(cell["unit"]) or (float(cell["unit"]) if cell["unit"].startswith("1e") else 1.0)
     measured = {}
-    for result in results:
+    for result in sorted(results, key=_length):  # the longest counts
         subnet = next((s for s in result["subnets"] if s["name"] == cell["subnet"]), {})
         if subnet.get(cell["quantity"]) is not None:
             measured[result["seed"]] = (subnet[cell["quantity"]] / factor, result)
     numbers = [number for number, _ in measured.values()]
+    short = sorted({_length(result) for _, result in measured.values()} - {math.inf})
+    notes = [cell.get("note", ""), *(f"ours: no training longer than {epochs} epochs" for epochs in short)]
     return Cell(
         row=cell["row"],
         column=cell["column"],
@@ -167,9 +184,14 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
         spread=round(max(numbers) - min(numbers), 2) if len(numbers) > 1 else None,
         commit=_joined(result["commit"] for _, result in measured.values()),
         hardware=_joined(result["hardware"] for _, result in measured.values()),
-        note=cell.get("note", ""),
+        note="; ".join(filter(None, notes)),
         recipe=cell.get("recipe"),
     )
+
+
+def _length(result: dict[str, Any]) -> float:
+    """The epochs that no training of a run was longer than; infinite for one of full length."""
+    return result.get("max_epochs") or math.inf
 
 
 def _joined(texts: Any) -> str | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -79,6 +80,10 @@ ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="A .safetensors file made by rheostat.save.")
 ]
 DataDir = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of packed data sets.")]
+MaxEpochs = Annotated[
+    int | None,
+    typer.Option("--epochs", metavar="N", min=1, help="No training longer than this; the result says so."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Threads of the engine; default all cores.")
@@ -213,6 +218,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    epochs: MaxEpochs = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
@@ -228,7 +234,8 @@ def train(
         return
     if recipe not in recipes:
         raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
-    run = Run(out or RUNS / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else RUNS)
+    runs = RUNS if epochs is None else RUNS / f"epochs{epochs}"
+    run = Run(out or runs / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else runs, epochs)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
     with _stdout_for_json_only(as_json):
@@ -439,13 +446,15 @@ def paper_table(
     run: RunMissing = False,
     data: DataDir = None,
     seeds: Seeds = "0",
+    epochs: MaxEpochs = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a table of a paper beside our own numbers; with --run, make the numbers that are missing."""
     from rheostat_recipes.tables import load_table
 
     results, wanted = results or (RUNS if run else None), _numbers(seeds)
-    failures = _run_missing(load_table(paper, number).needs, results, data, wanted, as_json) if run else []
+    needs = load_table(paper, number).needs
+    failures = _run_missing(needs, results, data, wanted, epochs, as_json) if run else []
     shown = load_table(paper, number, results)
     if as_json:
         _print_json([asdict(cell) for cell in shown.cells])
@@ -472,7 +481,7 @@ def paper_table(
         if len(where) == len({cell.row for cell in shown.cells}):  # then it is about columns
             where = {cell.column: cell.row for cell in shown.cells if cell.note == note}
         console.print(f"{', '.join(where)}: {note}", style="dim")
-    _print_missing(f"table {paper} {number}", shown.needs, results, wanted)
+    _print_missing(f"table {paper} {number}", shown.needs, results, wanted, epochs)
     _exit_if(failures)
 
 
@@ -485,6 +494,7 @@ def paper_figure(
     run: RunMissing = False,
     data: DataDir = None,
     seeds: Seeds = "0",
+    epochs: MaxEpochs = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a figure of a paper from our own runs; with --run, train what is missing first."""
@@ -493,7 +503,7 @@ def paper_figure(
 
     shown, wanted = figures.load_figure(paper, number), _numbers(seeds)
     results = results or (RUNS if run else None)
-    failures = _run_missing(shown.needs, results, data, wanted, as_json) if run else []
+    failures = _run_missing(shown.needs, results, data, wanted, epochs, as_json) if run else []
     numbers, drawn = _channels(shown, results) if shown.kind == "channels" else _curves(shown, results)
     if drawn is not None:
         plot.save(out, shown.title, f"{figures.SOURCE}, Figure {number}", drawn)
@@ -501,7 +511,7 @@ def paper_figure(
         _print_json(numbers)
     else:
         _console().print("nothing to draw yet" if drawn is None else f"{out}: {', '.join(numbers)}")
-        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, wanted)
+        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, wanted, epochs)
     _exit_if(failures)
 
 
@@ -548,6 +558,7 @@ def _run_missing(
     results: Path | None,
     data: Path | None,
     seeds: Sequence[int],
+    epochs: int | None,
     as_json: bool,
 ) -> list[str]:
     """Run what is missing, one after the other; a line for each run that failed."""
@@ -558,8 +569,8 @@ def _run_missing(
     results.mkdir(parents=True, exist_ok=True)
     console = _console(stderr=as_json)
     with _stdout_for_json_only(as_json):
-        todo = missing(needs, results, seeds)
-        return run_all(todo, results, data, lambda text: console.rule(text, align="left"))
+        todo = missing(needs, results, seeds, epochs)
+        return run_all(todo, results, data, partial(console.rule, align="left"), max_epochs=epochs)
 
 
 def _print_missing(
@@ -567,11 +578,12 @@ def _print_missing(
     needs: Mapping[str, Collection[tuple[str, str]]],
     results: Path | None,
     seeds: Sequence[int],
+    epochs: int | None,
 ) -> None:
     """Say which runs have no result yet, and the command that makes them."""
     from rheostat_recipes.tables import missing
 
-    console, todo = _console(), missing(needs, results, seeds)
+    console, todo = _console(), missing(needs, results, seeds, epochs)
     if not todo:
         return
     by_recipe: dict[str, list[str]] = {}
@@ -582,6 +594,7 @@ def _print_missing(
         console.print(f"  {recipe}, seed {', '.join(missed)}")
     flags = f" --results {results}" if results else ""
     flags += f" --seeds {','.join(map(str, seeds))}" if list(seeds) != [0] else ""
+    flags += "" if epochs is None else f" --epochs {epochs}"
     console.print(f"All of them, each from where it stopped: rheostat {verb} --run --data DIR{flags}")
 
 

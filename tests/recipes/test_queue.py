@@ -110,6 +110,17 @@ def test_runs_share_a_folder_and_have_their_own() -> None:
     ]
 
 
+def test_runs_of_another_length_keep_apart() -> None:
+    seen = []
+
+    def recipe(run: Run) -> Result:
+        seen.append((run.out, run.part("background").out, run.epochs(60), run.epochs(2)))
+        return Result(None, run.out)
+
+    assert run_all([("recipe", 0)], Path("runs"), None, recipes=(recipe,), max_epochs=5) == []
+    assert seen == [(Path("runs/epochs5/recipe-0"), Path("runs/epochs5/background-0"), 5, 2)]
+
+
 def test_a_bug_stops_the_queue() -> None:
     def recipe(run: Run) -> Result:
         raise AssertionError("a bug")

@@ -145,6 +145,22 @@ def test_missing_are_the_runs_without_all_that_is_shown(tmp_path: Path) -> None:
     assert missing({"resnet20_cifar10_snn": ()}, tmp_path, (0, 1)) == [("resnet20_cifar10_snn", 0)]
 
 
+def test_short_runs_are_marked_and_missing_until_a_full_one_takes_their_place(tmp_path: Path) -> None:
+    needs = {"resnet20_cifar10_snn": {("0.25", "accuracy")}}
+    for name, accuracy, epochs in (("a", 0.7, 20), ("b", 0.6, 10)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(0, accuracy, max_epochs=epochs)))
+    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    assert (cell.ours, cell.note) == (70, "ours: no training longer than 20 epochs")
+    assert (
+        missing(needs, tmp_path) == missing(needs, tmp_path, max_epochs=21) == [("resnet20_cifar10_snn", 0)]
+    )
+    assert missing(needs, tmp_path, max_epochs=20) == []
+    (tmp_path / "0.json").write_text(json.dumps(result(0, 0.8, max_epochs=None)))
+    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    assert (cell.ours, cell.note) == (80, "")
+    assert missing(needs, tmp_path) == []
+
+
 def all_four(seed: int, **more: object) -> dict[str, object]:
     subnets = [{"name": name, "macs": 1, "accuracy": 0.8} for name in ("0.25", "0.5", "0.75", "1.0")]
     return {**result(seed, 0.8, **more), "subnets": subnets}
