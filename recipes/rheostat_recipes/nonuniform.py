@@ -24,7 +24,7 @@ LASSO = rh.Lasso(epochs=120, shrink=10.0, dead_below=0.25, lr=0.01)
 
 Lambda is that of 60 epochs and `shrink=5`; a run that has not come to its smallest subnet by then goes on for as long
 again, at the same lambda, and stops when it has. Norms part in two: strong units stay at 1.3 to 1.9 times their group's
-mean, weak ones fall to 0.1 to 0.25 of it and hover there, so that with a threshold of 0.05 or 0.15 runs stall above their
+mean, weak ones fall to 0.08 to 0.25 of it and hover there. With a threshold of 0.05 or 0.15 runs stall above their
 targets.
 """
 
