@@ -28,15 +28,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import rheostat as rh
+from rheostat.train.norm import norms_in_rows
 from rheostat_recipes.models import resnet
 
 MODELS = {"resnet20": resnet.resnet20, "resnet56": resnet.resnet56}
-# Whether a mode compiles, and whether it runs in bfloat16.
+# Whether a mode compiles, whether it runs in bfloat16, and whether batch norms run over rows of images, as in `fit`.
 MODES = {
-    "eager float32": (False, False),
-    "eager bfloat16": (False, True),
-    "compiled float32": (True, False),
-    "compiled bfloat16": (True, True),
+    "eager float32": (False, False, False),
+    "eager bfloat16": (False, True, False),
+    "compiled float32": (True, False, False),
+    "compiled bfloat16": (True, True, False),
+    "norms in rows": (True, True, True),
 }
 
 
@@ -69,7 +71,7 @@ def sgd(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 
 def steps(
-    net: rh.Supernet, x: Tensor, y: Tensor, compiled: bool, bfloat16: bool
+    net: rh.Supernet, x: Tensor, y: Tensor, compiled: bool, bfloat16: bool, rows: bool
 ) -> dict[str, Callable[[], None]]:
     """One function for each way to train all widths by one step."""
     ready = torch.compile(dynamic=False) if compiled else lambda module: module
@@ -84,8 +86,10 @@ def steps(
     fused_runs, separate_runs = [ready(net[k]) for k in order], [ready(module) for module in separate]
     masked_runs = [ready(module) for module in masked]
 
+    in_rows = [*net, *separate, *masked] if rows else []
+
     def learn(run: Callable[[Tensor], Tensor]) -> None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16), norms_in_rows(in_rows):
             logits = run(x)
         F.cross_entropy(logits.float(), y).backward()
 
@@ -116,13 +120,13 @@ def measure(
     name: str, widths: Sequence[float], batch: int, mode: str, repeats: int, device: torch.device
 ) -> dict:
     torch.manual_seed(0)
-    compiled, bfloat16 = MODES[mode]
+    compiled, bfloat16, rows = MODES[mode]
     graph = rh.trace(MODELS[name](), torch.randn(1, 3, 32, 32))
     net = rh.Supernet(graph, rh.uniform(graph, widths)).to(device)
     x, y = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
     if bfloat16:
         x = x.to(memory_format=torch.channels_last)
-    candidates = steps(net.train(), x, y, compiled, bfloat16)
+    candidates = steps(net.train(), x, y, compiled, bfloat16, rows)
     for step in candidates.values():
         for _ in range(3):  # compiles, allocates gradients and momenta
             step()

@@ -18,7 +18,20 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 CORE = ("spec", "program", "encodings", "artifact", "cost", "sizes", "energy")
 TRAIN = (
     *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
-    *("data", "loop", "checkpoint", "fit", "criteria", "nested", "admm", "lasso", "slim", "lower", "quant"),
+    *(
+        "data",
+        "loop",
+        "checkpoint",
+        "norm",
+        "fit",
+        "criteria",
+        "nested",
+        "admm",
+        "lasso",
+        "slim",
+        "lower",
+        "quant",
+    ),
     *("export",),
 )
 RUN = ("engine", "export_c", "policy", "governor", "signals")

@@ -425,15 +425,17 @@ def test_training_leaves_torchs_generator_alone_and_does_not_depend_on_it() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_training_is_the_same_training(precision: str) -> None:
+def test_compiled_training_is_the_same_training(precision: str, channels_last: bool) -> None:
     train, _ = digits()
     nets = []
     for flag in (False, True):
         nets.append(supernet())
         history = fit(
-            nets[-1], train, epochs=2, teacher=Small(), compile=flag, precision=precision, progress=False
-        )
+            nets[-1], train, epochs=2, teacher=Small(), compile=flag, channels_last=flag and channels_last,
+            precision=precision, progress=False,
+        )  # fmt: skip
         assert history[1].loss["0.25"] < history[0].loss["0.25"]
     tolerance = 1e-3 if precision == "float32" else 0.1
     for name, tensor in nets[0].state_dict().items():

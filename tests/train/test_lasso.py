@@ -263,11 +263,11 @@ def test_single_path_hits_its_targets_nested(trained: Graph, digits: tuple) -> N
 
 
 def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: Path) -> None:
-    lasso = rh.Lasso(epochs=8, lr=0.02, strength=0.16)
+    lasso = rh.Lasso(epochs=8, lr=0.02, strength=0.16, dead_below=0.05)
     whole = rh.single_path(trained, digits[0], lasso, snapshots=(3, 8), progress=False)
     assert [s.epoch for s in whole.snapshots] == [8, 3]
     path = tmp_path / "run.safetensors"
-    short = rh.Lasso(epochs=4, lr=0.02, strength=0.16)
+    short = rh.Lasso(epochs=4, lr=0.02, strength=0.16, dead_below=0.05)
     with pytest.raises(ValueError, match="after 4 epochs"):
         rh.single_path(trained, digits[0], short, parameters=(700,), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="resume=True"):
@@ -276,9 +276,9 @@ def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: 
         rh.single_path(
             trained, digits[0], lasso, parameters=(800,), checkpoint=path, resume=True, progress=False
         )
-    long = rh.Lasso(epochs=20, lr=0.02, strength=0.16)
+    long = rh.Lasso(epochs=20, lr=0.02, strength=0.16, dead_below=0.05)
     weak = path.read_bytes()
-    stronger = rh.Lasso(epochs=20, lr=0.02, strength=0.3)
+    stronger = rh.Lasso(epochs=20, lr=0.02, strength=0.3, dead_below=0.05)
     sooner = rh.single_path(
         trained, digits[0], stronger, parameters=(700,), checkpoint=path, resume=True, progress=False
     )
