@@ -9,7 +9,7 @@ import torch
 
 import rheostat as rh
 from rheostat_recipes import dense, nonuniform, one_network, shared_weights, uniform
-from rheostat_recipes.run import Recipe, Run
+from rheostat_recipes.run import Recipe, Run, keep_freed_memory
 
 RECIPES: tuple[Recipe, ...] = (
     *uniform.RECIPES,
@@ -37,6 +37,7 @@ def run_all(
     by_name = {recipe.__name__: recipe for recipe in recipes}
     root = out if max_epochs is None else out / f"epochs{max_epochs}"
     failures = []
+    keep_freed_memory()
     for number, (name, seed) in enumerate(wanted, 1):
         say(f"{number} of {len(wanted)}: {name}, seed {seed}")
         torch.compiler.reset()  # its limit is on variants of one class, whichever run they belong to

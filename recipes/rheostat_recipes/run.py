@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -253,6 +254,18 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees, for the rest of the process; elsewhere nothing happens.
+
+    It gives large tensors back to the system at once, and the next step faults in new ones page by page: a fifth of the
+    time that a ResNet-20 takes on two cores.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its limit
+        allocator.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def commit() -> str | None:

@@ -223,7 +223,7 @@ def train(
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
     from rheostat_recipes.queue import RECIPES
-    from rheostat_recipes.run import Run
+    from rheostat_recipes.run import Run, keep_freed_memory
 
     recipes = {function.__name__: function for function in RECIPES}
     if recipe is None:
@@ -238,6 +238,7 @@ def train(
     run = Run(out or runs / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else runs, epochs)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
+    keep_freed_memory()
     with _stdout_for_json_only(as_json):
         result = recipes[recipe](run)
     keys = ("name", "parameters", "macs", "size_bytes", "accuracy")

@@ -206,6 +206,10 @@ def test_widths_train_by_stages_too() -> None:
     rh.fit(net, batches(), epochs=2, optimizer=adamw, subnets=[1], progress=False)
     assert all(torch.equal(p, before[n]) for n, p in net.extract(0).named_parameters())
     assert not torch.equal(net.shared[0].weight, model[0].weight)
+    # The same in one call.
+    other = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    fit_nested(other, batches(), epochs=2, optimizer=adamw, progress=False)
+    assert all(torch.equal(p, before[n]) for n, p in other.extract(0).named_parameters())
 
 
 MODES = {"subset": 0, "raw": 1, "staged": 3, "joint": 1}
