@@ -74,7 +74,7 @@ def resnet20_cifar10_multi_path(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, one sampling run for each subnet (Table 3, Ours-M, Dynamic; Figure 4).
 
     Command: `rheostat train resnet20_cifar10_multi_path --data DIR`. Expected: 80.7, 86.3, 88.4 and 89.9 % (paper).
-    Time: with `--epochs 20`, 13 minutes for the background and 40 for the sampling on 2 cores, 90 for the subnets on one.
+    Time: with `--epochs 20`, 13 minutes of background and 40 of sampling on 2 cores, 90 of the subnets on one.
     """
     return _dynamic("resnet20_cifar10_multi_path", run, CIFAR10, MULTI_PATH)
 
