@@ -71,7 +71,7 @@ def sgd(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 
 def steps(
-    net: rh.Supernet, x: Tensor, y: Tensor, compiled: bool, bfloat16: bool, rows: bool
+    net: rh.Supernet, x: Tensor, y: Tensor, compiled: bool, bfloat16: bool
 ) -> dict[str, Callable[[], None]]:
     """One function for each way to train all widths by one step."""
     ready = torch.compile(dynamic=False) if compiled else lambda module: module
@@ -86,10 +86,8 @@ def steps(
     fused_runs, separate_runs = [ready(net[k]) for k in order], [ready(module) for module in separate]
     masked_runs = [ready(module) for module in masked]
 
-    in_rows = [*net, *separate, *masked] if rows else []
-
     def learn(run: Callable[[Tensor], Tensor]) -> None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16), norms_in_rows(in_rows):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             logits = run(x)
         F.cross_entropy(logits.float(), y).backward()
 
@@ -126,18 +124,19 @@ def measure(
     x, y = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
     if bfloat16:
         x = x.to(memory_format=torch.channels_last)
-    candidates = steps(net.train(), x, y, compiled, bfloat16, rows)
-    for step in candidates.values():
-        for _ in range(3):  # compiles, allocates gradients and momenta
-            step()
-    times: dict[str, list[float]] = {way: [] for way in candidates}
-    for _ in range(repeats):
-        for way, step in candidates.items():
-            wait(device)
-            start = time.perf_counter()
-            step()
-            wait(device)
-            times[way].append((time.perf_counter() - start) * 1e3)
+    with norms_in_rows(net if rows else []):  # the copies of `extract` keep them
+        candidates = steps(net.train(), x, y, compiled, bfloat16)
+        for step in candidates.values():
+            for _ in range(3):  # compiles, allocates gradients and momenta
+                step()
+        times: dict[str, list[float]] = {way: [] for way in candidates}
+        for _ in range(repeats):
+            for way, step in candidates.items():
+                wait(device)
+                start = time.perf_counter()
+                step()
+                wait(device)
+                times[way].append((time.perf_counter() - start) * 1e3)
     ms = {f"{way}_ms": statistics.median(values) for way, values in times.items()}
     return {
         "model": name,

@@ -18,21 +18,8 @@ NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 CORE = ("spec", "program", "encodings", "artifact", "cost", "sizes", "energy")
 TRAIN = (
     *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
-    *(
-        "data",
-        "loop",
-        "checkpoint",
-        "norm",
-        "fit",
-        "criteria",
-        "nested",
-        "admm",
-        "lasso",
-        "slim",
-        "lower",
-        "quant",
-    ),
-    *("export",),
+    *("data", "loop", "checkpoint", "norm", "fit"),
+    *("criteria", "nested", "admm", "lasso", "slim", "lower", "quant", "export"),
 )
 RUN = ("engine", "export_c", "policy", "governor", "signals")
 ORDER = (

@@ -259,8 +259,8 @@ def write_json(path: Path, value: object) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep what a training step frees, for the rest of the process; elsewhere nothing happens.
 
-    It gives large tensors back to the system at once, and the next step faults in new ones page by page: a fifth of the
-    time that a ResNet-20 takes on two cores.
+    It gives large tensors back to the system at once, and the next step faults in new ones page by page: a twelfth of
+    the time that a ResNet-20 takes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         allocator = ctypes.CDLL(None)
