@@ -277,6 +277,7 @@ def _sample(run: Run, own: Run, task: Task, family: Family, train: Loader) -> li
     macs, folder = task.macs(run, family.macs), replace(own, out=own.out / family.name)
     settings: dict[str, Any] = {
         "precision": "float32" if run.smoke else "bfloat16",
+        "compile": not run.smoke,
         "channels_last": True,
         "resume": True,
         "seed": run.seed,

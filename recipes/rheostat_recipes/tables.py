@@ -29,7 +29,7 @@ class Cell:
     spread: float | None
     commit: str | None
     hardware: str | None
-    note: str
+    notes: tuple[str, ...]
     recipe: str | None = None
 
 
@@ -81,8 +81,8 @@ def load_table(paper: str, number: int, results_dir: Path | None = None) -> Tabl
         for recipe in recipes
     }
     notes = [expected["note"]]
-    if any("_path" in recipe for recipe in recipes):
-        notes += sampling_times(results_dir)
+    for task, note in sampling_times(results_dir).items():
+        notes += [note] if f"{task}_single_path" in recipes else []
     return Table(expected["title"], expected["source"], "; ".join(filter(None, notes)), cells, needs)
 
 
@@ -114,19 +114,19 @@ def missing(
     ]
 
 
-def sampling_times(results_dir: Path | None = None) -> list[str]:
+def sampling_times(results_dir: Path | None = None) -> dict[str, str]:
     """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for record, _ in _json_files(results_dir or HERE / "results", "subnets-*.json"):
         if not record.get("smoke"):
             seconds.setdefault((record["task"], record["family"]), []).append(record["seconds"])
     means = {key: sum(values) / len(values) for key, values in seconds.items()}
-    return [
-        f"{task}: multi-path sampling took {multi:.0f} s, {multi / means[task, 'single_path']:.2f} times as long as "
+    return {
+        task: f"multi-path sampling took {multi:.0f} s, {multi / means[task, 'single_path']:.2f} times as long as "
         f"single-path ({means[task, 'single_path']:.0f} s); the paper says about 2.75 times"
         for (task, family), multi in means.items()
         if family == "multi_path" and (task, "single_path") in means
-    ]
+    }
 
 
 def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
@@ -173,7 +173,9 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
             measured[result["seed"]] = (subnet[cell["quantity"]] / factor, result)
     numbers = [number for number, _ in measured.values()]
     short = sorted({_length(result) for _, result in measured.values()} - {math.inf})
-    notes = [cell.get("note", ""), *(f"ours: no training longer than {epochs} epochs" for epochs in short)]
+    notes = [cell["note"]] if "note" in cell else []
+    notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]
+    notes += [f"ours: mean of {len(numbers)} seeds"] if len(numbers) > 1 else []
     return Cell(
         row=cell["row"],
         column=cell["column"],
@@ -184,7 +186,7 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
         spread=round(max(numbers) - min(numbers), 2) if len(numbers) > 1 else None,
         commit=_joined(result["commit"] for _, result in measured.values()),
         hardware=_joined(result["hardware"] for _, result in measured.values()),
-        note="; ".join(filter(None, notes)),
+        notes=tuple(notes),
         recipe=cell.get("recipe"),
     )
 

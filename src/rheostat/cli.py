@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 try:
     import typer
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from typer.core import TyperGroup
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rheostat.program import Program
     from rheostat_recipes.data import Images
     from rheostat_recipes.figures import Figure
+    from rheostat_recipes.tables import Cell
+    from rheostat_recipes.tables import Table as PaperTable
 
 # Import name of an optional library -> the extra that brings it.
 EXTRAS = {
@@ -461,29 +464,35 @@ def paper_table(
         _print_json([asdict(cell) for cell in shown.cells])
         _exit_if(failures)
         return
-    columns = list(dict.fromkeys(cell.column for cell in shown.cells))
-    title, table = f"{shown.title} (paper / ours)", _table("", *columns)
-    for row in dict.fromkeys(cell.row for cell in shown.cells):
-        cells = {cell.column: cell for cell in shown.cells if cell.row == row}
-        texts = [
-            f"{_number(cells[c].paper)} / {_number(cells[c].ours)}" if c in cells else "" for c in columns
-        ]
-        table.add_row(row, *texts)
-    console = _console()
-    # Wide tables are read column by column rather than broken in the middle of a number.
-    if console.measure(table, options=console.options.update(width=500)).maximum > console.width:
-        title, table = shown.title, _table("row", "column", "paper", "ours", "unit", "seeds")
-        for cell in shown.cells:
-            texts = (_number(cell.paper), _number(cell.ours), cell.unit, str(cell.seeds or ""))
-            table.add_row(cell.row, cell.column, *texts)
-    console.print(title, table, shown.source, *([shown.note] if shown.note else []), sep="\n")
-    for note in dict.fromkeys(cell.note for cell in shown.cells if cell.note):
-        where = {cell.row: cell.column for cell in shown.cells if cell.note == note}
-        if len(where) == len({cell.row for cell in shown.cells}):  # then it is about columns
-            where = {cell.column: cell.row for cell in shown.cells if cell.note == note}
-        console.print(f"{', '.join(where)}: {note}", style="dim")
+    _print_table(shown)
     _print_missing(f"table {paper} {number}", shown.needs, results, wanted, epochs)
     _exit_if(failures)
+
+
+def _print_table(shown: PaperTable) -> None:
+    """Print a paper's table, each cell as "paper / ours" with letters for the notes below."""
+    notes = dict.fromkeys(note for cell in shown.cells for note in cell.notes)
+    marks = {note: chr(ord("a") + i) for i, note in enumerate(notes)}
+
+    def text(cell: Cell) -> str:
+        numbers = f"{_number(cell.paper)} / {_number(cell.ours)}"
+        return " ".join(filter(None, (numbers, "".join(marks[note] for note in cell.notes))))
+
+    units = {cell.column: cell.unit for cell in shown.cells}
+    cells = {(cell.row, cell.column): text(cell) for cell in shown.cells}
+    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
+    table.add_column("", no_wrap=True)
+    one_unit = len(set(units.values())) == 1
+    for column, unit in units.items():
+        table.add_column(column if one_unit else f"{column}, {unit}", justify="right")
+    for row in dict.fromkeys(cell.row for cell in shown.cells):
+        table.add_row(row, *(cells.get((row, column), "") for column in units))
+    console = _console()
+    what = f"paper / ours, {next(iter(units.values()))}" if one_unit else "paper / ours"
+    console.print(f"{shown.title} ({what})", table, sep="\n")
+    for note, mark in marks.items():
+        console.print(f"{mark}: {note}", style="dim")
+    console.print("", shown.source, shown.note, sep="\n")
 
 
 @app.command("figure")
@@ -698,7 +707,7 @@ def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
-        words = column in ("pinned", "dial", "column", "unit")
+        words = column in ("pinned", "dial")
         table.add_column(column, justify="left" if index == 0 or words else "right", no_wrap=not words)
     return table
 

@@ -62,12 +62,8 @@ def test_single_path_alone(tmp_path: Path) -> None:
         (tmp_path / "real" / info.name).mkdir(parents=True)
         path = tmp_path / "real" / info.name / "result.json"
         path.write_text(json.dumps({**record, "smoke": False}))
-    cells = {
-        c.column: c.ours
-        for c in load_table("dynamic", 3, tmp_path / "real").cells
-        if c.row == "Ours-S" and c.ours
-    }
-    assert list(cells) == [f"subnet {k} Individual" for k in (1, 2, 3, 4)]
+    cells = {(c.row, c.column): c.ours for c in load_table("dynamic", 3, tmp_path / "real").cells if c.ours}
+    assert list(cells) == [(f"Ours-S {k}", "Individual") for k in (1, 2, 3, 4)]
 
 
 @pytest.mark.slow

@@ -292,6 +292,16 @@ def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: 
     assert (resumed.snapshots[0].strength, sooner.snapshots[0].strength) == (0.16, 0.3)
 
 
+def test_compiled_sampling_finds_the_same_subnets(trained: Graph, digits: tuple) -> None:
+    macs = (0.5 * trained.cost(tuple(g.size for g in trained.groups)).macs,)
+    plain = rh.single_path(trained, digits[0], QUICK, macs=macs, progress=False)
+    found = rh.single_path(
+        trained, digits[0], QUICK, macs=macs, compile=True, channels_last=True, progress=False
+    )
+    assert tuple(found) == tuple(plain)
+    assert found.snapshots[0].step == plain.snapshots[0].step
+
+
 def test_multi_path_inside_previous_nests(trained: Graph, digits: tuple) -> None:
     macs = trained.cost(tuple(g.size for g in trained.groups)).macs
     found = rh.multi_path(trained, digits[0], QUICK, macs=(0.7 * macs, 0.4 * macs), progress=False)

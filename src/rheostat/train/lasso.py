@@ -20,6 +20,7 @@ from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train.graph import Graph
 from rheostat.train.loop import batches_of, decay_groups, logits_of, progress_bar, seeded, steps_of, to_device
+from rheostat.train.norm import norms_in_rows
 from rheostat.train.sample import subnet_of, uniform
 from rheostat.train.supernet import Supernet
 
@@ -108,6 +109,7 @@ def single_path(
     parameters: Sequence[float] = (),
     snapshots: Sequence[int] = (),
     precision: str = "float32",
+    compile: bool = False,
     channels_last: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -121,7 +123,8 @@ def single_path(
 
     macs, parameters, snapshots: give one of them: multiply-accumulates or parameters that a subnet may have at most, or
         the epochs after which to take one.
-    checkpoint, resume: as in `fit`; when a run stalls, resume it with more `lasso.epochs` or another `lasso.strength`.
+    precision, compile, channels_last, checkpoint, resume: as in `fit`; when a run stalls, resume it with more
+        `lasso.epochs` or another `lasso.strength`.
 
     Raises ValueError for targets out of reach and for a run that ended before it came to them.
 
@@ -130,7 +133,7 @@ def single_path(
     """
     graph = _checked(graph)
     targets = _Targets.of("single_path", graph, lasso, macs, parameters, snapshots)
-    run = _Run(graph, loader, lasso, precision, channels_last, seed, progress)
+    run = _Run(graph, loader, lasso, precision, compile, channels_last, seed, progress)
     taken, seconds = run(targets, None, checkpoint, resume)
     return _named(graph, taken, seconds)
 
@@ -146,6 +149,7 @@ def multi_path(
     bisections: int = 0,
     inside_previous: bool = True,
     precision: str = "float32",
+    compile: bool = False,
     channels_last: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -182,7 +186,7 @@ def multi_path(
             own = Path(checkpoint).with_name(f"{Path(checkpoint).stem}-{number}{Path(checkpoint).suffix}")
         number += 1
         setting = replace(lasso, strength=lasso.strength if strength is None else strength)
-        run = _Run(graph, loader, setting, precision, channels_last, seed, progress)
+        run = _Run(graph, loader, setting, precision, compile, channels_last, seed, progress)
         taken, seconds = run(targets, inside, own, resume)
         total += seconds
         return taken[0]
@@ -415,6 +419,7 @@ class _Run:
     loader: Iterable[tuple[Any, Tensor]]
     lasso: Lasso
     precision: str
+    compile: bool
     channels_last: bool
     seed: int
     progress: bool
@@ -435,6 +440,8 @@ class _Run:
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         device = next(model.parameters()).device
+        run = torch.compile(model, dynamic=False) if self.compile else model
+        in_rows = [model] if self.compile and self.channels_last and device.type == "cpu" else []
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         decaying = decay_groups(model, {"weight_decay": lasso.weight_decay})
         optim = torch.optim.SGD(decaying, lasso.lr, lasso.momentum)
@@ -481,7 +488,7 @@ class _Run:
                     take(epoch, step)
 
         total = lasso.epochs * steps
-        with progress_bar(self.progress, total) as (show, note):
+        with norms_in_rows(in_rows), progress_bar(self.progress, total) as (show, note):
             for epoch in range(first, lasso.epochs):
                 if len(taken) == len(targets.values):
                     break
@@ -489,7 +496,7 @@ class _Run:
                 with seeded(self.seed, epoch, device):
                     for step, (x, y) in enumerate(batches_of(self.loader, steps, self.seed, epoch)):
                         x, y = to_device(x, device, self.channels_last), y.to(device)
-                        loss = F.cross_entropy(logits_of(model, x, autocast), y)
+                        loss = F.cross_entropy(logits_of(run, x, autocast), y)
                         optim.zero_grad(set_to_none=True)
                         loss.backward()
                         optim.step()
