@@ -66,6 +66,8 @@ static inline int rh_is_masked(const part *p, const rh_op *op) {
  * or masked into this part's scratch, until the next call. */
 const void *rh_weights_of(const part *p, const rh_op *op, const rh_unit *unit);
 
+void rh_run_conv2d(const part *p, const rh_op *op);
+
 /* An op (NULL: reading the input), without the border of its output; and output `i` as floats. */
 void rh_float_step(const part *p, const rh_op *op, const float *input);
 void rh_float_output(const part *p, int32_t i, float *output);

@@ -1,7 +1,8 @@
 /* Convolutions at load: weights into panels, and for each subnet the runs of rows and the units of channels
  * it uses.
  *
- * Panels: [O / RH_LANES][tap][I][RH_LANES], zeros behind the last channel. Each segment of output channels
+ * Panels: [O / RH_LANES][tap][I][RH_LANES], zeros behind the last channel; of integers, whose kernels take two rows at a
+ * time, [O / RH_LANES][tap * I / 2][RH_LANES][2]. Each segment of output channels
  * (each group of a grouped convolution) starts a panel of its own, so that a prefix of a segment is a prefix
  * of its panels.
  */
@@ -83,17 +84,21 @@ static void need_scratch(rh_model *model, const rh_op *op, int64_t count) {
 static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const column_block *blocks,
                     int32_t num_blocks, int32_t num_panels) {
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
-    op->weight_stride = taps * inputs * RH_LANES;
+    const int64_t together = model->weight_bits == 0 ? 1 : 2, rows = rh_round_up((int32_t)(taps * inputs), (int32_t)together);
+    op->weight_stride = rows * RH_LANES;
     if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
     const int32_t status = make_room(model, op, desc, op->weight_stride * num_panels);
     if (status != RH_OK) return status;
     for (int32_t b = 0; b < num_blocks; b++) {
         for (int32_t c = 0; c < blocks[b].count; c++) {
-            const int64_t to = (blocks[b].panel + c / RH_LANES) * op->weight_stride + c % RH_LANES;
+            const int64_t panel = (blocks[b].panel + c / RH_LANES) * op->weight_stride, lane = c % RH_LANES;
             const int64_t from = (blocks[b].first + c) * inputs * taps;
             for (int64_t i = 0; i < inputs; i++) {
-                for (int64_t t = 0; t < taps; t++)
-                    put(model, op, to + (t * inputs + i) * RH_LANES, desc, from + i * taps + t);
+                for (int64_t t = 0; t < taps; t++) {
+                    const int64_t row = t * inputs + i;
+                    const int64_t at = (row / together * RH_LANES + lane) * together + row % together;
+                    put(model, op, panel + at, desc, from + i * taps + t);
+                }
             }
         }
     }
@@ -179,8 +184,8 @@ static int32_t plan_subnet(rh_model *model, rh_op *op, int32_t k, const column_b
         if (reads == 0 || reads != num_group ||
             memcmp(room->group, room->other, (size_t)reads * sizeof(rh_stretch)) != 0)
             return RH_UNSUPPORTED;
-        /* A lone block may write whole panels: its pixels are as wide. Integer kernels take any count. */
-        const int whole = num_blocks == 1 && model->weight_bits == 0;
+        /* A lone block may write whole panels: its pixels are as wide. */
+        const int whole = num_blocks == 1;
         add_units(plan, &blocks[b], input, output, whole ? rh_round_up(kept, RH_LANES) : kept);
     }
     return plan_runs(model, op, k, room->group, num_group);
@@ -245,7 +250,7 @@ static int32_t plan_depthwise_subnet(rh_model *model, rh_op *op, int32_t k) {
     const int same = num_ins == plan->num_stretches &&
                      memcmp(ins, plan->stretches, (size_t)num_ins * sizeof(rh_stretch)) == 0;
     free(ins);
-    if (plan->num_stretches == 1 && model->weight_bits == 0)
+    if (plan->num_stretches == 1)
         plan->stretches[0].count = rh_round_up(plan->stretches[0].count, RH_LANES);
     plan->work = (int64_t)taps * out->layout[k].channels * out->height * out->width;
     return same ? RH_OK : RH_UNSUPPORTED;

@@ -35,8 +35,9 @@ static int32_t copy_multipliers(rh_model *model, rh_op *op, const rh_quant_desc 
     if (desc->multiplier == NULL || desc->bias == NULL) return RH_INVALID;
     for (int32_t k = 0; k < model->num_subnets; k++) {
         const int32_t channels = model->values[op->output].layout[k].channels;
-        int32_t *multiplier = rh_model_alloc(model, channels, sizeof(int32_t));
-        int64_t *bias = rh_model_alloc(model, channels, sizeof(int64_t));
+        const int32_t whole = rh_round_up(channels, RH_LANES); /* kernels may make lanes that nobody reads */
+        int32_t *multiplier = rh_model_alloc(model, whole, sizeof(int32_t));
+        int64_t *bias = rh_model_alloc(model, whole, sizeof(int64_t));
         if (desc->multiplier[k] == NULL || desc->bias[k] == NULL) return RH_INVALID;
         if (multiplier == NULL || bias == NULL) return RH_OUT_OF_MEMORY;
         for (int32_t c = 0; c < channels; c++) {
@@ -46,7 +47,7 @@ static int32_t copy_multipliers(rh_model *model, rh_op *op, const rh_quant_desc 
         }
         op->plan[k].requant.multiplier = multiplier;
         op->plan[k].requant.bias = bias;
-        model->weight_bytes += channels * (int64_t)(sizeof(int32_t) + sizeof(int64_t));
+        model->weight_bytes += whole * (int64_t)(sizeof(int32_t) + sizeof(int64_t));
     }
     return RH_OK;
 }

@@ -1,142 +1,9 @@
-/* The loops around the kernels of a model in floats. */
+/* The loops around the kernels of a model in floats, but for convolutions. */
 #include <string.h>
 
 #include "part.h"
 
-/* Floats of weights that stay in a second-level cache while pixels pass by. */
-enum { RH_WEIGHTS_NEAR = 1 << 16 };
-
 static float *row_of(const part *p, int32_t v, int64_t sample, int64_t row) { return p->lane + rh_at(p, v, sample, row); }
-
-/* ---- convolution ---- */
-
-typedef struct {
-    const rh_op *op;
-    const rh_layout *in;
-    const rh_layout *out;
-    const rh_layout *residual_layout;
-    const float *input; /* the first tap of the first pixel */
-    float *output;
-    const float *residual;
-    int32_t height;
-    int32_t width;
-} conv;
-
-static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count) {
-    const int64_t area = (int64_t)c->height * c->width;
-    int64_t sample = first / area, y = first % area / c->width, x = first % area % c->width;
-    const int64_t step = (int64_t)c->op->stride[1] * c->in->stride;
-    pixels->count = (int32_t)count;
-    pixels->has_residual = c->residual != NULL;
-    for (int32_t m = 0; m < count;) {
-        const int32_t n = (int32_t)min64(count - m, c->width - x);
-        const float *input = c->input + sample * c->in->size + y * c->op->stride[0] * c->in->pitch + x * step;
-        float *output = c->output + sample * c->out->size + y * c->out->pitch + x * c->out->stride;
-        for (int32_t i = 0; i < n; i++) pixels->input[m + i] = input + i * step;
-        for (int32_t i = 0; i < n; i++) pixels->output[m + i] = output + (int64_t)i * c->out->stride;
-        if (c->residual != NULL) {
-            const rh_layout *r = c->residual_layout;
-            const float *residual = c->residual + sample * r->size + y * r->pitch + x * r->stride;
-            for (int32_t i = 0; i < n; i++) pixels->residual[m + i] = residual + (int64_t)i * r->stride;
-        }
-        m += n;
-        x = 0;
-        if (++y == c->height) {
-            y = 0;
-            sample++;
-        }
-    }
-}
-
-static void run_unit(const part *p, const conv *c, const rh_unit *unit, const float *panel,
-                     const rh_pixels *pixels) {
-    const rh_op_plan *plan = &c->op->plan[p->subnet];
-    const rh_conv2d_unit args = {
-        .runs = plan->runs,
-        .num_runs = plan->num_runs,
-        .channels = unit->channels,
-        .input = unit->input,
-        .output = unit->output,
-        .lone = c->height == 1 && c->width == 1,
-        .panel = panel,
-        .panel_stride = c->op->weight_stride,
-        .epilogue = {plan->scale + unit->output, plan->shift + unit->output, c->op->activation},
-    };
-    p->model->kernels->f32_conv2d(&args, pixels);
-}
-
-static void run_panels(const part *p, const conv *c) {
-    const rh_op_plan *plan = &c->op->plan[p->subnet];
-    const int64_t count = (int64_t)p->samples * c->height * c->width;
-    const int64_t weights = (int64_t)plan->num_units * 2 * c->op->weight_stride;
-    range pixels = {0, count}, units = {0, plan->num_units};
-    if (plan->num_units >= p->count && weights > (int64_t)p->samples * c->in->size) {
-        units = share(p, plan->num_units, 1);
-    } else {
-        pixels = share(p, count, RH_BLOCK / 4);
-    }
-    rh_pixels block;
-    if (weights <= RH_WEIGHTS_NEAR && !rh_is_masked(p, c->op)) {
-        for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
-            point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
-            for (int64_t u = units.begin; u < units.end; u++)
-                run_unit(p, c, &plan->units[u], rh_weights_of(p, c->op, &plan->units[u]), &block);
-        }
-    } else {
-        for (int64_t u = units.begin; u < units.end; u++) {
-            const float *panel = rh_weights_of(p, c->op, &plan->units[u]);
-            for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
-                point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
-                run_unit(p, c, &plan->units[u], panel, &block);
-            }
-        }
-    }
-}
-
-static void run_depthwise(const part *p, const conv *c) {
-    const rh_op_plan *plan = &c->op->plan[p->subnet];
-    const range pixels = share(p, (int64_t)p->samples * c->height * c->width, RH_BLOCK / 4);
-    const float *weight = rh_weights_of(p, c->op, NULL);
-    rh_pixels block;
-    for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
-        point(&block, c, i, min64(RH_BLOCK, pixels.end - i));
-        for (int32_t s = 0; s < plan->num_stretches; s++) {
-            const rh_stretch *stretch = &plan->stretches[s];
-            const rh_dwconv2d_unit args = {
-                .taps = plan->taps,
-                .num_taps = c->op->kernel[0] * c->op->kernel[1],
-                .channels = stretch->count,
-                .offset = stretch->compact,
-                .weight = weight + stretch->full,
-                .weight_stride = c->op->weight_stride,
-                .epilogue = {plan->scale + stretch->compact, plan->shift + stretch->compact,
-                             c->op->activation},
-            };
-            p->model->kernels->f32_dwconv2d(&args, &block);
-        }
-    }
-}
-
-static void run_conv2d(const part *p, const rh_op *op) {
-    const rh_value *out = &p->model->values[op->output];
-    const rh_layout *in = layout_of(p, op->inputs[0]);
-    const conv c = {
-        .op = op,
-        .in = in,
-        .out = layout_of(p, op->output),
-        .residual_layout = op->residual < 0 ? NULL : layout_of(p, op->residual),
-        .input = row_of(p, op->inputs[0], 0, -op->padding[0]) - op->padding[1] * in->stride,
-        .output = row_of(p, op->output, 0, 0),
-        .residual = op->residual < 0 ? NULL : row_of(p, op->residual, 0, 0),
-        .height = out->height,
-        .width = out->width,
-    };
-    if (op->depthwise) {
-        run_depthwise(p, &c);
-    } else {
-        run_panels(p, &c);
-    }
-}
 
 /* ---- pools ---- */
 
@@ -287,7 +154,7 @@ void rh_float_step(const part *p, const rh_op *op, const float *input) {
         return;
     }
     switch (op->kind) {
-        case RH_CONV2D: run_conv2d(p, op); break;
+        case RH_CONV2D: rh_run_conv2d(p, op); break;
         case RH_MAX_POOL2D:
         case RH_AVG_POOL2D: run_pool2d(p, op); break;
         case RH_GLOBAL_AVG_POOL: run_global_avg_pool(p, op); break;

@@ -1,99 +1,11 @@
-/* The loops around the kernels of a model in integers (docs/quant.md). Activations are int16_t in the float engine's
+/* The loops around the kernels of a model in integers (docs/quant.md), but for convolutions. Activations are int16_t in the float engine's
  * layouts; no kernel reads lanes behind the channels. */
-#include <math.h>
 #include <string.h>
 
 #include "part.h"
 
 static int16_t *row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
     return (int16_t *)p->lane + rh_at(p, v, sample, row);
-}
-
-/* Where the first tap, the output and the residual of output pixels `first` ... start. */
-static void point(const part *p, const rh_op *op, rh_int_pixels *pixels, int64_t first, int64_t count) {
-    const rh_value *out = &p->model->values[op->output];
-    const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
-    const int64_t area = (int64_t)out->height * out->width;
-    const int64_t side = op->padding[1] * (int64_t)from->stride;
-    pixels->count = (int32_t)count;
-    pixels->has_residual = op->residual >= 0;
-    for (int64_t m = 0; m < count; m++) {
-        const int64_t sample = (first + m) / area, at = (first + m) % area;
-        const int64_t y = at / out->width, x = at % out->width;
-        pixels->input[m] = row_of(p, op->inputs[0], sample, y * op->stride[0] - op->padding[0]) - side +
-                           x * op->stride[1] * from->stride;
-        pixels->output[m] = row_of(p, op->output, sample, y) + x * to->stride;
-        if (op->residual >= 0) {
-            pixels->residual[m] = row_of(p, op->residual, sample, y) + x * layout_of(p, op->residual)->stride;
-        }
-    }
-}
-
-static rh_requant from_channel(const rh_requant *requant, int32_t channel) {
-    rh_requant q = *requant;
-    q.multiplier += channel;
-    q.bias += channel;
-    return q;
-}
-
-/* `count` units, the first of which has its panels at `panels`. */
-static void run_units(const part *p, const rh_op *op, const rh_unit *units, int32_t count, const char *panels,
-                      const rh_int_pixels *pixels) {
-    const rh_op_plan *plan = &op->plan[p->subnet];
-    const rh_kernels *kernels = p->model->kernels;
-    const int64_t size = rh_weight_size(p->model, op);
-    for (const rh_unit *unit = units; unit < units + count; unit++) {
-        const rh_int_conv2d_unit args = {
-            .runs = plan->runs,
-            .num_runs = plan->num_runs,
-            .channels = unit->channels,
-            .input = unit->input,
-            .output = unit->output,
-            .panel = panels + (unit->panel - units->panel) * op->weight_stride * size,
-            .panel_stride = op->weight_stride,
-            .requant = from_channel(&plan->requant, unit->output),
-        };
-        (op->narrow ? kernels->i8_conv2d : kernels->i16_conv2d)(&args, pixels);
-    }
-}
-
-static void run_depthwise(const part *p, const rh_op *op, const char *weight, const rh_int_pixels *pixels) {
-    const rh_op_plan *plan = &op->plan[p->subnet];
-    const rh_kernels *kernels = p->model->kernels;
-    const int64_t size = rh_weight_size(p->model, op);
-    for (int32_t s = 0; s < plan->num_stretches; s++) {
-        const rh_stretch *stretch = &plan->stretches[s];
-        const rh_int_dwconv2d_unit args = {
-            .taps = plan->taps,
-            .num_taps = op->kernel[0] * op->kernel[1],
-            .channels = stretch->count,
-            .offset = stretch->compact,
-            .weight = weight + stretch->full * size,
-            .weight_stride = op->weight_stride,
-            .requant = from_channel(&plan->requant, stretch->compact),
-        };
-        (op->narrow ? kernels->i8_dwconv2d : kernels->i16_dwconv2d)(&args, pixels);
-    }
-}
-
-static void run_conv2d(const part *p, const rh_op *op) {
-    const rh_value *out = &p->model->values[op->output];
-    const range pixels = share(p, (int64_t)p->samples * out->height * out->width, RH_BLOCK / 4);
-    const rh_unit *units = op->plan[p->subnet].units;
-    const int32_t num_units = op->depthwise ? 1 : op->plan[p->subnet].num_units;
-    const int32_t step = rh_is_masked(p, op) ? 1 : num_units; /* a unit is masked once, for all pixels */
-    rh_int_pixels block;
-    for (int32_t u = 0; u < num_units; u += step) {
-        const char *weights = rh_weights_of(p, op, op->depthwise ? NULL : &units[u]);
-        for (int64_t i = pixels.begin; i < pixels.end; i += RH_BLOCK) {
-            point(p, op, &block, i, min64(RH_BLOCK, pixels.end - i));
-            if (op->depthwise) {
-                run_depthwise(p, op, weights, &block);
-            } else {
-                run_units(p, op, &units[u], step, weights, &block);
-            }
-        }
-    }
 }
 
 static void run_pool2d(const part *p, const rh_op *op) {
@@ -119,7 +31,7 @@ static void run_pool2d(const part *p, const rh_op *op) {
                 .columns = (int32_t)(right - left),
             };
             if (op->kind == RH_MAX_POOL2D) {
-                kernels->int_max_pool2d(y, &window, to->channels);
+                kernels->int_max_pool2d(y, &window, to->stride);
             } else {
                 const int64_t count = op->count_include_pad ? tall * wide : (bottom - top) * (right - left);
                 kernels->int_avg_pool2d(y, &window, to->channels, count, &op->plan[p->subnet].requant);
@@ -196,25 +108,18 @@ static void run_concat(const part *p, const rh_op *op) {
     }
 }
 
-/* q = x / scale, rounded half to even and clamped; NaN becomes `low`. */
 static void read_input(const part *p, const float *input) {
     const rh_value *value = &p->model->values[0];
     const rh_layout *layout = layout_of(p, 0);
     const int64_t area = (int64_t)value->height * value->width;
-    const float scale = p->model->input_scale[p->subnet];
-    const float low = (float)value->low, high = (float)value->high;
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
         const float *x = input + rh_outside(p, 0, sample, row);
         int16_t *y = row_of(p, 0, sample, row);
-        for (int32_t c = 0; c < layout->channels; c++) {
-            for (int64_t j = 0; j < value->width; j++) {
-                float q = rintf(x[c * area + j] / scale);
-                q = q >= low ? q : low;
-                y[j * layout->stride + c] = (int16_t)(q <= high ? q : high);
-            }
-        }
+        for (int32_t c = 0; c < layout->channels; c++)
+            p->model->kernels->int_read(y + c, layout->stride, x + c * area, value->width,
+                                        p->model->input_scale[p->subnet], value->low, value->high);
     }
 }
 
@@ -224,7 +129,7 @@ void rh_quant_step(const part *p, const rh_op *op, const float *input) {
         return;
     }
     switch (op->kind) {
-        case RH_CONV2D: run_conv2d(p, op); break;
+        case RH_CONV2D: rh_run_conv2d(p, op); break;
         case RH_MAX_POOL2D:
         case RH_AVG_POOL2D:
         case RH_GLOBAL_AVG_POOL: run_pool2d(p, op); break;

@@ -30,30 +30,30 @@ RH_INLINE void finish(const rh_conv2d_unit *u, const rh_pixels *p, int first, in
     const int at = u->output + channel;
     if (channels != lanes) {
         for (int m = 0; m < tile; m++) {
-            float *y = p->output[first + m] + at;
+            float *y = (float *)p->output[first + m] + at;
             for (int n = 0; n < channels; n++) {
                 float v = sum[m][n] * scale[n] + shift[n];
-                if (p->has_residual) v += p->residual[first + m][at + n];
+                if (p->has_residual) v += ((const float *)p->residual[first + m])[at + n];
                 y[n] = rh_clamp(v, low, high);
             }
         }
     } else if (p->has_residual) {
         for (int m = 0; m < tile; m++) {
-            float *restrict y = p->output[first + m] + at;
-            const float *restrict r = p->residual[first + m] + at;
+            float *restrict y = (float *)p->output[first + m] + at;
+            const float *restrict r = (const float *)p->residual[first + m] + at;
 #pragma omp simd
             for (int n = 0; n < lanes; n++)
                 y[n] = rh_clamp(sum[m][n] * scale[n] + shift[n] + r[n], low, high);
         }
     } else {
         for (int m = 0; m < tile; m++) {
-            float *restrict y = p->output[first + m] + at;
+            float *restrict y = (float *)p->output[first + m] + at;
 #pragma omp simd
             for (int n = 0; n < lanes; n++) y[n] = rh_clamp(sum[m][n] * scale[n] + shift[n], low, high);
         }
     }
     if (activation > RH_RELU6) {
-        for (int m = 0; m < tile; m++) rh_activate(p->output[first + m] + at, channels, activation);
+        for (int m = 0; m < tile; m++) rh_activate((float *)p->output[first + m] + at, channels, activation);
     }
 }
 
@@ -72,7 +72,7 @@ RH_INLINE void tile(const rh_conv2d_unit *u, const rh_pixels *p, int first, int 
         const float *restrict w = panel + (int64_t)run.row * RH_LANES;
         const float *x[RH_TILE];
 #pragma GCC unroll 16
-        for (int m = 0; m < tile; m++) x[m] = p->input[first + m] + u->input + run.input;
+        for (int m = 0; m < tile; m++) x[m] = (const float *)p->input[first + m] + u->input + run.input;
         for (int i = 0; i < run.length; i++) {
 #pragma GCC unroll 16
             for (int m = 0; m < tile; m++) {
@@ -105,7 +105,7 @@ RH_INLINE void pixel(const rh_conv2d_unit *u, const rh_pixels *p, int first, int
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
         const float *restrict w = panel + (int64_t)run.row * RH_LANES;
-        const float *restrict x = p->input[first] + u->input + run.input;
+        const float *restrict x = (const float *)p->input[first] + u->input + run.input;
         int i = 0;
         for (; i + STEP <= run.length; i += STEP) {
 #pragma GCC unroll 4

@@ -11,7 +11,7 @@ RH_INLINE void tile(const rh_dwconv2d_unit *u, const rh_pixels *p, int first, in
     float sum[RH_TILE][RH_LANES];
     const float *x[RH_TILE];
     for (int m = 0; m < tile; m++) {
-        x[m] = p->input[first + m] + u->offset + channel;
+        x[m] = (const float *)p->input[first + m] + u->offset + channel;
 #pragma omp simd
         for (int n = 0; n < lanes; n++) sum[m][n] = 0.0f;
     }
@@ -32,9 +32,9 @@ RH_INLINE void tile(const rh_dwconv2d_unit *u, const rh_pixels *p, int first, in
     const float low = activation == RH_RELU || activation == RH_RELU6 ? 0.0f : -INFINITY;
     const float high = activation == RH_RELU6 ? 6.0f : INFINITY;
     for (int m = 0; m < tile; m++) {
-        float *restrict y = p->output[first + m] + u->offset + channel;
+        float *restrict y = (float *)p->output[first + m] + u->offset + channel;
         if (p->has_residual) {
-            const float *restrict r = p->residual[first + m] + u->offset + channel;
+            const float *restrict r = (const float *)p->residual[first + m] + u->offset + channel;
 #pragma omp simd
             for (int n = 0; n < lanes; n++)
                 y[n] = rh_clamp(sum[m][n] * scale[n] + shift[n] + r[n], low, high);

@@ -1,63 +1,157 @@
 /* Integer convolution and depthwise convolution over weights of RH_WEIGHT and sums of RH_SUM; included once for each
- * pair. The sums are exact, so that their order means nothing. */
+ * pair. The sums are exact, so that their order means nothing.
+ *
+ * A panel of a convolution holds its rows in pairs: [row / 2][RH_LANES][row % 2].
+ */
+#include "int_pairs.h"
 #include "int_requant.h"
-#include "kernels.h"
 
-enum { RH_TILE = 4 };
+/* Pixels times panels whose sums the registers hold. */
+#if defined(__AVX512BW__)
+enum { RH_TILE = 48 / sizeof(RH_SUM), RH_PANELS = 2 };
+#elif defined(__AVX2__)
+enum { RH_TILE = 24 / sizeof(RH_SUM), RH_PANELS = 1 };
+#elif defined(__aarch64__)
+enum { RH_TILE = 16 / sizeof(RH_SUM), RH_PANELS = 1 };
+#else
+enum { RH_TILE = 2, RH_PANELS = 1 };
+#endif
 
 #define RH_INLINE static inline __attribute__((always_inline))
+#define RH_SUMS RH_PASTE(rh_sums_, RH_SUM)
+#define RH_LOAD RH_PASTE(rh_load_, RH_WEIGHT)
+#define RH_ADD_TO RH_PASTE(rh_add_, RH_SUM)
+#define RH_PASTE(a, b) RH_PASTE_(a, b)
+#define RH_PASTE_(a, b) a##b
 
-RH_INLINE void finish(const rh_int_pixels *p, int pixel, int at, int channels, const RH_SUM *sum, const rh_requant *q) {
-    int16_t *restrict y = p->output[pixel] + at;
-    const int16_t *restrict r = p->has_residual ? p->residual[pixel] + at : 0;
-    for (int n = 0; n < channels; n++) {
-        int64_t t = rh_rounded(sum[n], q->pre) * q->multiplier[n] + q->bias[n];
-        if (r != 0) t += q->factors[0] * (int64_t)r[n];
-        y[n] = rh_requantised(t, q);
+/* The last steps: y = requantised(rounded(sum) * multiplier + bias + factor * residual). */
+RH_INLINE void finish_lanes(const rh_pixels *p, int pixel, int at, int lanes, const RH_SUM *restrict sum,
+                            const rh_requant *requant) {
+    const rh_requant q = *requant;
+    int16_t *restrict y = (int16_t *)p->output[pixel] + at;
+    const int16_t *restrict r = p->has_residual ? (const int16_t *)p->residual[pixel] + at : 0;
+    const int64_t half = q.pre > 0 ? (int64_t)1 << (q.pre - 1) : 0;
+    for (int n = 0; n < lanes; n++) {
+        const int64_t t = ((sum[n] + half) >> q.pre) * q.multiplier[n] + q.bias[n];
+        y[n] = (int16_t)rh_requantised(r == 0 ? t : t + q.factors[0] * r[n], &q);
     }
 }
 
-RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_int_pixels *p, int first, int channel, int channels,
-                    const int tile) {
-    RH_SUM sum[RH_TILE][RH_LANES];
-    for (int m = 0; m < tile; m++) {
-        for (int n = 0; n < RH_LANES; n++) sum[m][n] = 0;
+#if defined(__AVX512BW__)
+/* The same for RH_LANES, by hand: compilers take shorter vectors where 16 bits meet 64. All factors fit 32 bits. */
+RH_INLINE void finish_whole(const rh_pixels *p, int pixel, int at, const RH_SUM *sum, const rh_requant *q) {
+    const __m512i half = _mm512_set1_epi64(q->pre > 0 ? (int64_t)1 << (q->pre - 1) : 0);
+    const __m512i rounding = _mm512_set1_epi64((int64_t)1 << (q->shift - 1));
+    const __m128i pre = _mm_cvtsi32_si128(q->pre), shift = _mm_cvtsi32_si128(q->shift);
+    for (int n = at; n < at + RH_LANES; n += RH_LANES / 2, sum += RH_LANES / 2) {
+        const __m512i sums = sizeof *sum == 8 ? _mm512_loadu_si512(sum)
+                                              : _mm512_cvtepi32_epi64(_mm256_loadu_si256((const void *)sum));
+        const __m512i multiplier = _mm512_cvtepi32_epi64(_mm256_loadu_si256((const void *)(q->multiplier + n - at)));
+        __m512i t = _mm512_mul_epi32(_mm512_sra_epi64(_mm512_add_epi64(sums, half), pre), multiplier);
+        t = _mm512_add_epi64(t, _mm512_loadu_si512(q->bias + n - at));
+        if (p->has_residual) {
+            const int16_t *r = (const int16_t *)p->residual[pixel] + n;
+            const __m512i factor = _mm512_set1_epi64(q->factors[0]);
+            t = _mm512_add_epi64(t, _mm512_mul_epi32(factor, _mm512_cvtepi16_epi64(_mm_loadu_si128((const void *)r))));
+        }
+        t = _mm512_sra_epi64(_mm512_add_epi64(t, rounding), shift);
+        t = _mm512_min_epi64(_mm512_max_epi64(t, _mm512_set1_epi64(q->low)), _mm512_set1_epi64(q->high));
+        _mm_storeu_si128((void *)((int16_t *)p->output[pixel] + n), _mm512_cvtepi64_epi16(t));
     }
-    const RH_WEIGHT *restrict panel = (const RH_WEIGHT *)u->panel + channel / RH_LANES * u->panel_stride;
+}
+#else
+RH_INLINE void finish_whole(const rh_pixels *p, int pixel, int at, const RH_SUM *sum, const rh_requant *q) {
+    finish_lanes(p, pixel, at, RH_LANES, sum, q);
+}
+#endif
+
+RH_INLINE void finish(const rh_pixels *p, int pixel, int at, int channels, const RH_SUM *sum, const rh_requant *q) {
+    if (channels == RH_LANES) {
+        finish_whole(p, pixel, at, sum, q);
+    } else {
+        finish_lanes(p, pixel, at, channels, sum, q);
+    }
+}
+
+/* A pair of rows for all pixels of a tile: x[m][i] and its neighbour. At the ends of a run one may be missing. */
+enum { BOTH, ONLY_FIRST, ONLY_SECOND };
+
+RH_INLINE void pair(RH_SUMS (*restrict sums)[RH_PANELS * RH_VECTORS], const int16_t *const *x, int i,
+                    const RH_WEIGHT *w, int64_t panel_stride, const int which, const int tile, const int panels) {
+    rh_pairs weights[RH_PANELS * RH_VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < panels * RH_VECTORS; v++)
+        weights[v] = RH_LOAD(w + v / RH_VECTORS * panel_stride + v % RH_VECTORS * 2 * RH_WIDE);
+#pragma GCC unroll 16
+    for (int m = 0; m < tile; m++) {
+        const rh_pairs xs = which == BOTH ? rh_both(x[m] + i) : rh_lone(x[m] + i, which == ONLY_FIRST);
+#pragma GCC unroll 8
+        for (int v = 0; v < panels * RH_VECTORS; v++) RH_ADD_TO(&sums[m][v], xs, weights[v]);
+    }
+}
+
+RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
+                    const int tile, const int panels) {
+    RH_SUMS sums[RH_TILE][RH_PANELS * RH_VECTORS];
+#pragma GCC unroll 16
+    for (int m = 0; m < tile; m++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < panels * RH_VECTORS; v++) sums[m][v] = (RH_SUMS){0};
+    }
+    const RH_WEIGHT *panel = (const RH_WEIGHT *)u->panel + channel / RH_LANES * u->panel_stride;
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
-        const RH_WEIGHT *restrict w = panel + (int64_t)run.row * RH_LANES;
+        const RH_WEIGHT *w = panel + run.row / 2 * (int64_t)(2 * RH_LANES);
         const int16_t *x[RH_TILE];
-        for (int m = 0; m < tile; m++) x[m] = p->input[first + m] + u->input + run.input;
-        for (int i = 0; i < run.length; i++) {
-#pragma GCC unroll 4
-            for (int m = 0; m < tile; m++) {
-                const int32_t v = x[m][i];
-#pragma omp simd
-                for (int n = 0; n < RH_LANES; n++) sum[m][n] += v * (int32_t)w[n];
-            }
-            w += RH_LANES;
+        int i = run.row % 2;
+#pragma GCC unroll 16
+        for (int m = 0; m < tile; m++) x[m] = (const int16_t *)p->input[first + m] + u->input + run.input;
+        if (i == 1) {
+            pair(sums, x, 0, w, u->panel_stride, ONLY_SECOND, tile, panels);
+            w += 2 * RH_LANES;
+        }
+        for (; i + 2 <= run.length; i += 2, w += 2 * RH_LANES)
+            pair(sums, x, i, w, u->panel_stride, BOTH, tile, panels);
+        if (i < run.length) pair(sums, x, i, w, u->panel_stride, ONLY_FIRST, tile, panels);
+    }
+    for (int b = 0; b < panels; b++) {
+        const int at = channel + b * RH_LANES, rest = channels - b * RH_LANES;
+        rh_requant q = u->requant;
+        q.multiplier += at;
+        q.bias += at;
+        for (int m = 0; m < tile; m++) {
+            RH_SUM sum[RH_LANES];
+            memcpy(sum, &sums[m][b * RH_VECTORS], sizeof sum);
+            finish(p, first + m, u->output + at, rest < RH_LANES ? rest : RH_LANES, sum, &q);
         }
     }
-    rh_requant q = u->requant;
-    q.multiplier += channel;
-    q.bias += channel;
-    for (int m = 0; m < tile; m++) finish(p, first + m, u->output + channel, channels, sum[m], &q);
 }
 
-void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
-void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+RH_INLINE void tiles(const rh_int_conv2d_unit *u, const rh_pixels *p, int channel, int channels, const int panels) {
+    int m = 0;
+    for (; m + RH_TILE <= p->count; m += RH_TILE) tile(u, p, m, channel, channels, RH_TILE, panels);
+    if (RH_TILE > 4 && m + 4 <= p->count) {
+        tile(u, p, m, channel, channels, RH_TILE > 4 ? 4 : 1, panels);
+        m += 4;
+    }
+    for (; m < p->count; m++) tile(u, p, m, channel, channels, 1, panels);
+}
 
-void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels) {
-    for (int channel = 0; channel < unit->channels; channel += RH_LANES) {
-        const int rest = unit->channels - channel, channels = rest < RH_LANES ? rest : RH_LANES;
-        int m = 0;
-        for (; m + RH_TILE <= pixels->count; m += RH_TILE) tile(unit, pixels, m, channel, channels, RH_TILE);
-        for (; m < pixels->count; m++) tile(unit, pixels, m, channel, channels, 1);
+void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+
+void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels) {
+    for (int channel = 0; channel < unit->channels; channel += RH_PANELS * RH_LANES) {
+        const int rest = unit->channels - channel;
+        if (RH_PANELS == 2 && rest > RH_LANES) {
+            tiles(unit, pixels, channel, rest, RH_PANELS);
+        } else {
+            tiles(unit, pixels, channel, rest < RH_LANES ? rest : RH_LANES, 1);
+        }
     }
 }
 
-void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels) {
+void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels) {
     for (int channel = 0; channel < unit->channels; channel += RH_LANES) {
         const int rest = unit->channels - channel, channels = rest < RH_LANES ? rest : RH_LANES;
         const RH_WEIGHT *restrict weight = (const RH_WEIGHT *)unit->weight + channel;
@@ -68,7 +162,7 @@ void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_int_
         for (int m = 0; m < pixels->count; m++) {
             RH_SUM sum[RH_LANES] = {0};
             for (int t = 0; t < unit->num_taps; t++) {
-                const int16_t *restrict x = pixels->input[m] + at + unit->taps[t];
+                const int16_t *restrict x = (const int16_t *)pixels->input[m] + at + unit->taps[t];
                 const RH_WEIGHT *restrict w = weight + t * unit->weight_stride;
 #pragma omp simd
                 for (int n = 0; n < channels; n++) sum[n] += (int32_t)x[n] * (int32_t)w[n];

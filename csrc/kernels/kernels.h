@@ -30,11 +30,12 @@ typedef struct {
     int32_t activation;
 } rh_epilogue;
 
-/* Up to RH_BLOCK output pixels: where each one's first tap, output and residual (or NULL for all) start. */
+/* Up to RH_BLOCK output pixels: where each one's first tap, output and residual start; float, or int16_t in integer
+ * models. */
 typedef struct {
-    const float *input[RH_BLOCK];
-    float *output[RH_BLOCK];
-    const float *residual[RH_BLOCK];
+    const void *input[RH_BLOCK];
+    void *output[RH_BLOCK];
+    const void *residual[RH_BLOCK];
     int32_t count;
     int32_t has_residual;
 } rh_pixels;
@@ -77,15 +78,7 @@ typedef struct {
     int32_t high;
 } rh_requant;
 
-/* As rh_pixels, rh_conv2d_unit and rh_dwconv2d_unit. Exactly `channels` channels are written, and any count may be. */
-typedef struct {
-    const int16_t *input[RH_BLOCK];
-    int16_t *output[RH_BLOCK];
-    const int16_t *residual[RH_BLOCK];
-    int32_t count;
-    int32_t has_residual;
-} rh_int_pixels;
-
+/* As rh_conv2d_unit and rh_dwconv2d_unit. Exactly `channels` channels are written, and any count may be. */
 typedef struct {
     const rh_run_of_rows *runs;
     int32_t num_runs;
@@ -146,10 +139,13 @@ typedef struct {
     void (*i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
     void (*i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
     /* Integers: activations of 16 bits, one pixel of any count of channels, unless a name or a comment says otherwise. */
-    void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
-    void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
-    void (*i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
-    void (*i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+    void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+    void (*i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+    /* q = x / scale, rounded half to even and clamped; NaN becomes `low`. `count` numbers, `stride` apart. */
+    void (*int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
+                     int32_t high);
     void (*int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
     void (*int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
                         const rh_requant *requant);
@@ -157,6 +153,7 @@ typedef struct {
     void (*int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels, const rh_requant *requant);
     /* table[x - low] */
     void (*int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table, int32_t low);
+    /* `channels` is a multiple of RH_LANES. */
     void (*int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
     /* `count` positions count in the mean, those of the padding included. */
     void (*int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,

@@ -16,10 +16,12 @@ void RH_KERNEL(f32_softmax)(float *output, const float *input, int32_t channels)
 void RH_KERNEL(f32_mask)(float *to, const float *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
-void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
-void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_int_pixels *pixels);
-void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
-void RH_KERNEL(i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_int_pixels *pixels);
+void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
+                         int32_t high);
 void RH_KERNEL(int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
 void RH_KERNEL(int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
                             const rh_requant *requant);
@@ -57,6 +59,7 @@ const rh_kernels RH_KERNEL(rh_kernels) = {
     .i16_conv2d = RH_KERNEL(i16_conv2d),
     .i8_dwconv2d = RH_KERNEL(i8_dwconv2d),
     .i16_dwconv2d = RH_KERNEL(i16_dwconv2d),
+    .int_read = RH_KERNEL(int_read),
     .int_norm = RH_KERNEL(int_norm),
     .int_rescale = RH_KERNEL(int_rescale),
     .int_add = RH_KERNEL(int_add),

@@ -101,7 +101,7 @@ def test_torch_numpy_and_the_engine_agree_on_every_bit(case: Case, bits: Quant, 
     assert worst < (0.06 if 8 in (bits.bits_weights, bits.bits_activations) else 5e-4)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
 def test_every_instruction_set_agrees(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RHEOSTAT_ISA", isa)
     for name in ("mobilenet", "densenet"):

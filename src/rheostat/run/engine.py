@@ -116,7 +116,7 @@ class Engine:
 
     @property
     def isa(self) -> str:
-        """The instruction set of the kernels in use: "generic", "avx2" or "avx512"."""
+        """The instruction set of the kernels in use: "generic", "avx2", "avx512" or "avx512vnni"."""
         return self._model.library.rh_model_isa(self._model.handle).decode()
 
     def select(self, subnet: str | int) -> None:
