@@ -149,6 +149,7 @@ static int32_t copy_op(rh_model *model, rh_op *op, const rh_op_desc *desc, int32
     op->residual = desc->kind == RH_CONV2D ? desc->residual : -1;
     op->count_include_pad = desc->count_include_pad;
     op->group_inputs = desc->group_inputs;
+    op->together = 1;
     for (int i = 0; i < 2; i++) {
         op->kernel[i] = desc->kernel[i];
         op->stride[i] = desc->stride[i];

@@ -30,10 +30,11 @@ const void *rh_weights_of(const part *p, const rh_op *op, const rh_unit *unit) {
             }
         }
     } else {
-        const int32_t odd = op->weight != NULL ? 0 : 1; /* integers lie in pairs of rows */
+        const int32_t others = op->together - 1;
         for (int64_t at = 0; at * RH_LANES < unit->channels * op->weight_stride; at += op->weight_stride) {
             for (int32_t r = 0; r < plan->num_runs; r++) {
-                const int64_t begin = plan->runs[r].row & ~odd, end = (plan->runs[r].row + plan->runs[r].length + odd) & ~odd;
+                const rh_run_of_rows run = plan->runs[r];
+                const int64_t begin = run.row & ~others, end = (run.row + run.length + others) & ~others;
                 const int64_t row = at + begin * RH_LANES;
                 mask(p, op, first + row, row, (end - begin) * RH_LANES);
             }

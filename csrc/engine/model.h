@@ -87,6 +87,8 @@ typedef struct {
     float *weight;         /* panels, or [tap][weight_stride] */
     void *integers;        /* integer models: the same, of int8_t or int16_t */
     int32_t narrow;        /* int8_t, and every sum fits 32 bits */
+    int32_t bytes;         /* so do the inputs fit 8 bits, for u8_conv2d */
+    int32_t together;      /* rows that lie together in a panel: 1, for integers 2 or (bytes) 4 */
     uint8_t *levels;       /* laid out as the weights; NULL where every subnet uses all of them */
     int32_t whole_from;    /* the first subnet that uses all that is packed */
     int64_t weight_stride; /* numbers from a panel (depthwise: tap) to the next */

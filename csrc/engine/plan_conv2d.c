@@ -1,8 +1,8 @@
 /* Convolutions at load: weights into panels, and for each subnet the runs of rows and the units of channels
  * it uses.
  *
- * Panels: [O / RH_LANES][tap][I][RH_LANES], zeros behind the last channel; of integers, whose kernels take two rows at a
- * time, [O / RH_LANES][tap * I / 2][RH_LANES][2]. Each segment of output channels
+ * Panels: [O / RH_LANES][tap][I][RH_LANES], zeros behind the last channel; of integers, whose kernels take several
+ * rows at a time, [O / RH_LANES][tap * I / together][RH_LANES][together]. Each segment of output channels
  * (each group of a grouped convolution) starts a panel of its own, so that a prefix of a segment is a prefix
  * of its panels.
  */
@@ -84,8 +84,8 @@ static void need_scratch(rh_model *model, const rh_op *op, int64_t count) {
 static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const column_block *blocks,
                     int32_t num_blocks, int32_t num_panels) {
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
-    const int64_t together = model->weight_bits == 0 ? 1 : 2, rows = rh_round_up((int32_t)(taps * inputs), (int32_t)together);
-    op->weight_stride = rows * RH_LANES;
+    const int64_t together = op->together;
+    op->weight_stride = (int64_t)rh_round_up((int32_t)(taps * inputs), op->together) * RH_LANES;
     if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
     const int32_t status = make_room(model, op, desc, op->weight_stride * num_panels);
     if (status != RH_OK) return status;

@@ -5,6 +5,8 @@
 #include "part.h"
 
 enum { RH_MAX_SHIFT = 61 };
+/* Inputs of a convolution from which turning them into bytes pays, for a subnet of a quarter of them as well. */
+enum { RH_BYTES_FROM = 64 };
 static const int64_t RH_MAX_BIAS = (int64_t)1 << 61;
 
 static float *copy_scales(rh_model *model, const float *scales, int64_t count) {
@@ -103,7 +105,10 @@ static int32_t plan_conv2d(rh_model *model, rh_op *op, const rh_op_desc *desc) {
     for (int64_t i = 0; model->weight_bits == 8 && i < desc->weight_count; i++) {
         if (desc->quant.weight[i] < INT8_MIN || desc->quant.weight[i] > INT8_MAX) return RH_INVALID;
     }
+    const int byte = in->low < 0 ? in->low >= INT8_MIN && in->high <= INT8_MAX : in->high <= UINT8_MAX;
     op->narrow = model->weight_bits == 8 && taps * op->group_inputs * each < INT32_MAX;
+    op->bytes = op->narrow && byte && op->group_inputs >= RH_BYTES_FROM && model->kernels->u8_conv2d != NULL;
+    op->together = op->bytes ? 4 : 2;
     int32_t status = copy_multipliers(model, op, &desc->quant);
     if (status != RH_OK) return status;
     status = rh_conv2d_plan(model, op, desc);

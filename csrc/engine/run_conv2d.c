@@ -85,9 +85,11 @@ static void run_unit(const part *p, const conv *c, const rh_unit *unit, const vo
             .output = unit->output,
             .panel = panel,
             .panel_stride = c->op->weight_stride,
+            .offset = p->model->values[c->op->inputs[0]].low < 0 ? 128 : 0,
             .requant = requant_at(c, unit->output),
         };
-        (c->op->narrow ? kernels->i8_conv2d : kernels->i16_conv2d)(&args, pixels);
+        const int narrow = c->op->narrow, bytes = c->op->bytes;
+        (bytes ? kernels->u8_conv2d : narrow ? kernels->i8_conv2d : kernels->i16_conv2d)(&args, pixels);
     }
 }
 

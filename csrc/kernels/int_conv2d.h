@@ -3,8 +3,8 @@
  *
  * A panel of a convolution holds its rows in pairs: [row / 2][RH_LANES][row % 2].
  */
+#include "int_finish.h"
 #include "int_pairs.h"
-#include "int_requant.h"
 
 /* Pixels times panels whose sums the registers hold. */
 #if defined(__AVX512BW__)
@@ -17,61 +17,11 @@ enum { RH_TILE = 16 / sizeof(RH_SUM), RH_PANELS = 1 };
 enum { RH_TILE = 2, RH_PANELS = 1 };
 #endif
 
-#define RH_INLINE static inline __attribute__((always_inline))
 #define RH_SUMS RH_PASTE(rh_sums_, RH_SUM)
 #define RH_LOAD RH_PASTE(rh_load_, RH_WEIGHT)
 #define RH_ADD_TO RH_PASTE(rh_add_, RH_SUM)
 #define RH_PASTE(a, b) RH_PASTE_(a, b)
 #define RH_PASTE_(a, b) a##b
-
-/* The last steps: y = requantised(rounded(sum) * multiplier + bias + factor * residual). */
-RH_INLINE void finish_lanes(const rh_pixels *p, int pixel, int at, int lanes, const RH_SUM *restrict sum,
-                            const rh_requant *requant) {
-    const rh_requant q = *requant;
-    int16_t *restrict y = (int16_t *)p->output[pixel] + at;
-    const int16_t *restrict r = p->has_residual ? (const int16_t *)p->residual[pixel] + at : 0;
-    const int64_t half = q.pre > 0 ? (int64_t)1 << (q.pre - 1) : 0;
-    for (int n = 0; n < lanes; n++) {
-        const int64_t t = ((sum[n] + half) >> q.pre) * q.multiplier[n] + q.bias[n];
-        y[n] = (int16_t)rh_requantised(r == 0 ? t : t + q.factors[0] * r[n], &q);
-    }
-}
-
-#if defined(__AVX512BW__)
-/* The same for RH_LANES, by hand: compilers take shorter vectors where 16 bits meet 64. All factors fit 32 bits. */
-RH_INLINE void finish_whole(const rh_pixels *p, int pixel, int at, const RH_SUM *sum, const rh_requant *q) {
-    const __m512i half = _mm512_set1_epi64(q->pre > 0 ? (int64_t)1 << (q->pre - 1) : 0);
-    const __m512i rounding = _mm512_set1_epi64((int64_t)1 << (q->shift - 1));
-    const __m128i pre = _mm_cvtsi32_si128(q->pre), shift = _mm_cvtsi32_si128(q->shift);
-    for (int n = at; n < at + RH_LANES; n += RH_LANES / 2, sum += RH_LANES / 2) {
-        const __m512i sums = sizeof *sum == 8 ? _mm512_loadu_si512(sum)
-                                              : _mm512_cvtepi32_epi64(_mm256_loadu_si256((const void *)sum));
-        const __m512i multiplier = _mm512_cvtepi32_epi64(_mm256_loadu_si256((const void *)(q->multiplier + n - at)));
-        __m512i t = _mm512_mul_epi32(_mm512_sra_epi64(_mm512_add_epi64(sums, half), pre), multiplier);
-        t = _mm512_add_epi64(t, _mm512_loadu_si512(q->bias + n - at));
-        if (p->has_residual) {
-            const int16_t *r = (const int16_t *)p->residual[pixel] + n;
-            const __m512i factor = _mm512_set1_epi64(q->factors[0]);
-            t = _mm512_add_epi64(t, _mm512_mul_epi32(factor, _mm512_cvtepi16_epi64(_mm_loadu_si128((const void *)r))));
-        }
-        t = _mm512_sra_epi64(_mm512_add_epi64(t, rounding), shift);
-        t = _mm512_min_epi64(_mm512_max_epi64(t, _mm512_set1_epi64(q->low)), _mm512_set1_epi64(q->high));
-        _mm_storeu_si128((void *)((int16_t *)p->output[pixel] + n), _mm512_cvtepi64_epi16(t));
-    }
-}
-#else
-RH_INLINE void finish_whole(const rh_pixels *p, int pixel, int at, const RH_SUM *sum, const rh_requant *q) {
-    finish_lanes(p, pixel, at, RH_LANES, sum, q);
-}
-#endif
-
-RH_INLINE void finish(const rh_pixels *p, int pixel, int at, int channels, const RH_SUM *sum, const rh_requant *q) {
-    if (channels == RH_LANES) {
-        finish_whole(p, pixel, at, sum, q);
-    } else {
-        finish_lanes(p, pixel, at, channels, sum, q);
-    }
-}
 
 /* A pair of rows for all pixels of a tile: x[m][i] and its neighbour. At the ends of a run one may be missing. */
 enum { BOTH, ONLY_FIRST, ONLY_SECOND };
@@ -115,14 +65,10 @@ RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, 
         if (i < run.length) pair(sums, x, i, w, u->panel_stride, ONLY_FIRST, tile, panels);
     }
     for (int b = 0; b < panels; b++) {
-        const int at = channel + b * RH_LANES, rest = channels - b * RH_LANES;
-        rh_requant q = u->requant;
-        q.multiplier += at;
-        q.bias += at;
         for (int m = 0; m < tile; m++) {
             RH_SUM sum[RH_LANES];
             memcpy(sum, &sums[m][b * RH_VECTORS], sizeof sum);
-            finish(p, first + m, u->output + at, rest < RH_LANES ? rest : RH_LANES, sum, &q);
+            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sum, &u->requant);
         }
     }
 }
@@ -156,9 +102,6 @@ void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixe
         const int rest = unit->channels - channel, channels = rest < RH_LANES ? rest : RH_LANES;
         const RH_WEIGHT *restrict weight = (const RH_WEIGHT *)unit->weight + channel;
         const int at = unit->offset + channel;
-        rh_requant q = unit->requant;
-        q.multiplier += channel;
-        q.bias += channel;
         for (int m = 0; m < pixels->count; m++) {
             RH_SUM sum[RH_LANES] = {0};
             for (int t = 0; t < unit->num_taps; t++) {
@@ -167,7 +110,7 @@ void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixe
 #pragma omp simd
                 for (int n = 0; n < channels; n++) sum[n] += (int32_t)x[n] * (int32_t)w[n];
             }
-            finish(pixels, m, at, channels, sum, &q);
+            finish(pixels, m, unit->offset, channel, channels, sum, &unit->requant);
         }
     }
 }

@@ -85,8 +85,9 @@ typedef struct {
     int32_t channels;
     int32_t input;
     int32_t output;
-    const void *panel; /* int8_t for i8_conv2d, int16_t for i16_conv2d */
+    const void *panel; /* int8_t, for i16_conv2d int16_t */
     int64_t panel_stride;
+    int32_t offset; /* u8_conv2d: 128 where the input has a sign, else 0 */
     rh_requant requant;
 } rh_int_conv2d_unit;
 
@@ -141,6 +142,7 @@ typedef struct {
     /* Integers: activations of 16 bits, one pixel of any count of channels, unless a name or a comment says otherwise. */
     void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
     void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels); /* inputs of 8 bits; may be NULL */
     void (*i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
     void (*i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
     /* q = x / scale, rounded half to even and clamped; NaN becomes `low`. `count` numbers, `stride` apart. */

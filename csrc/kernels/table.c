@@ -18,6 +18,7 @@ void RH_KERNEL(i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, i
 void RH_KERNEL(i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
 void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
 void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
 void RH_KERNEL(i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
 void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
@@ -57,6 +58,9 @@ const rh_kernels RH_KERNEL(rh_kernels) = {
     .i16_mask = RH_KERNEL(i16_mask),
     .i8_conv2d = RH_KERNEL(i8_conv2d),
     .i16_conv2d = RH_KERNEL(i16_conv2d),
+#if defined(__AVX512VNNI__)
+    .u8_conv2d = RH_KERNEL(u8_conv2d),
+#endif
     .i8_dwconv2d = RH_KERNEL(i8_dwconv2d),
     .i16_dwconv2d = RH_KERNEL(i16_dwconv2d),
     .int_read = RH_KERNEL(int_read),

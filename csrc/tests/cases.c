@@ -350,6 +350,19 @@ static void large_enough_to_share(test_model *m) {
     m->desc.num_outputs = 2;
 }
 
+/* Runs that begin and end anywhere in a four of rows, and one of more rows than are turned into bytes at a time. */
+static void many_inputs(test_model *m) {
+    value(m, 5, 6, WHOLE(100));
+    value(m, 5, 6, SEGMENTS({75, 18, 41, 75}));
+    value(m, 5, 6, SEGMENTS({41, 9, 33, 41}, {30, 7, 18, 30}));
+    value(m, 3, 3, SEGMENTS({66, 17, 34, 66}));
+    value(m, 1, 1, WHOLE(10));
+    conv(m, 0, 1, 3, 1, 1, 1, RH_RELU);
+    conv(m, 1, 2, 3, 1, 1, 1, RH_NONE);
+    conv(m, 2, 3, 3, 2, 1, 1, RH_RELU);
+    conv(m, 3, 4, 3, 1, 0, 1, RH_NONE);
+}
+
 const test_case cases[] = {
     {"conv_stem", conv_stem},
     {"conv_stem_7x7", conv_stem_7x7},
@@ -369,6 +382,7 @@ const test_case cases[] = {
     {"shortcut", shortcut},
     {"activations", activations},
     {"large_enough_to_share", large_enough_to_share},
+    {"many_inputs", many_inputs},
 };
 const int num_cases = sizeof cases / sizeof cases[0];
 

@@ -113,7 +113,7 @@ def resnet20_cifar10_single_path(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, all subnets from one sampling run (Table 3, Ours-S, Dynamic).
 
     Command: `rheostat train resnet20_cifar10_single_path --data DIR`. Expected: 79.5, 85.9, 88.2 and 89.9 % (paper).
-    Time: not run yet; background, sampling and subnets about 60 epochs each.
+    Time: with `--epochs 20`, 13 minutes of background and 15 of sampling on 2 cores, 90 of the subnets on one.
     """
     return _dynamic("resnet20_cifar10_single_path", run, CIFAR10, SINGLE_PATH)
 
