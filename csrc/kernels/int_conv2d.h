@@ -6,6 +6,7 @@
 #include "int_finish.h"
 #include "int_pairs.h"
 
+enum { RH_DEPTHWISE_TILE = 4 };
 /* Pixels times panels whose sums the registers hold. */
 #if defined(__AVX512BW__)
 enum { RH_TILE = 48 / sizeof(RH_SUM), RH_PANELS = 2 };
@@ -19,7 +20,9 @@ enum { RH_TILE = 2, RH_PANELS = 1 };
 
 #define RH_SUMS RH_PASTE(rh_sums_, RH_SUM)
 #define RH_LOAD RH_PASTE(rh_load_, RH_WEIGHT)
-#define RH_ADD_TO RH_PASTE(rh_add_, RH_SUM)
+#define RH_WIDEN RH_PASTE(rh_widen_, RH_WEIGHT)
+#define RH_ADD RH_PASTE(rh_add_, RH_SUM)
+#define RH_DOT RH_PASTE(rh_dot_, RH_SUM)
 #define RH_PASTE(a, b) RH_PASTE_(a, b)
 #define RH_PASTE_(a, b) a##b
 
@@ -36,7 +39,7 @@ RH_INLINE void pair(RH_SUMS (*restrict sums)[RH_PANELS * RH_VECTORS], const int1
     for (int m = 0; m < tile; m++) {
         const rh_pairs xs = which == BOTH ? rh_both(x[m] + i) : rh_lone(x[m] + i, which == ONLY_FIRST);
 #pragma GCC unroll 8
-        for (int v = 0; v < panels * RH_VECTORS; v++) RH_ADD_TO(&sums[m][v], xs, weights[v]);
+        for (int v = 0; v < panels * RH_VECTORS; v++) RH_DOT(&sums[m][v], xs, weights[v]);
     }
 }
 
@@ -97,20 +100,52 @@ void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *
     }
 }
 
-void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels) {
-    for (int channel = 0; channel < unit->channels; channel += RH_LANES) {
-        const int rest = unit->channels - channel, channels = rest < RH_LANES ? rest : RH_LANES;
-        const RH_WEIGHT *restrict weight = (const RH_WEIGHT *)unit->weight + channel;
-        const int at = unit->offset + channel;
-        for (int m = 0; m < pixels->count; m++) {
-            RH_SUM sum[RH_LANES] = {0};
-            for (int t = 0; t < unit->num_taps; t++) {
-                const int16_t *restrict x = (const int16_t *)pixels->input[m] + at + unit->taps[t];
-                const RH_WEIGHT *restrict w = weight + t * unit->weight_stride;
-#pragma omp simd
-                for (int n = 0; n < channels; n++) sum[n] += (int32_t)x[n] * (int32_t)w[n];
-            }
-            finish(pixels, m, unit->offset, channel, channels, sum, &unit->requant);
+/* Depthwise: `tile` pixels times RH_LANES channels, all taps. */
+RH_INLINE void depthwise(const rh_int_dwconv2d_unit *u, const rh_pixels *p, int first, int channel, const int tile) {
+    RH_SUMS sums[RH_DEPTHWISE_TILE][RH_VECTORS];
+    const int16_t *x[RH_DEPTHWISE_TILE];
+#pragma GCC unroll 4
+    for (int m = 0; m < tile; m++) {
+        x[m] = (const int16_t *)p->input[first + m] + u->offset + channel;
+#pragma GCC unroll 4
+        for (int v = 0; v < RH_VECTORS; v++) sums[m][v] = (RH_SUMS){0};
+    }
+    const RH_WEIGHT *w = (const RH_WEIGHT *)u->weight + channel;
+    for (int t = 0; t < u->num_taps; t++, w += u->weight_stride) {
+#pragma GCC unroll 4
+        for (int v = 0; v < RH_VECTORS; v++) {
+            const rh_words weights = RH_WIDEN(w + v * RH_WIDE);
+#pragma GCC unroll 4
+            for (int m = 0; m < tile; m++)
+                RH_ADD(&sums[m][v], rh_widen_int16_t(x[m] + u->taps[t] + v * RH_WIDE) * weights);
         }
     }
+    for (int m = 0; m < tile; m++) {
+        RH_SUM sum[RH_LANES];
+        memcpy(sum, sums[m], sizeof sum);
+        finish(p, first + m, u->offset, channel, RH_LANES, sum, &u->requant);
+    }
+}
+
+/* The same for the last channels of one pixel, fewer than RH_LANES. */
+RH_INLINE void depthwise_rest(const rh_int_dwconv2d_unit *u, const rh_pixels *p, int pixel, int channel) {
+    RH_SUM sum[RH_LANES] = {0};
+    const int16_t *x = (const int16_t *)p->input[pixel] + u->offset + channel;
+    const RH_WEIGHT *w = (const RH_WEIGHT *)u->weight + channel;
+    for (int t = 0; t < u->num_taps; t++, w += u->weight_stride) {
+        for (int n = 0; n < u->channels - channel; n++) sum[n] += x[u->taps[t] + n] * (int32_t)w[n];
+    }
+    finish(p, pixel, u->offset, channel, u->channels - channel, sum, &u->requant);
+}
+
+void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels) {
+    const int whole = unit->channels / RH_LANES * RH_LANES;
+    int m = 0;
+    for (; m + RH_DEPTHWISE_TILE <= pixels->count; m += RH_DEPTHWISE_TILE) {
+        for (int c = 0; c < whole; c += RH_LANES) depthwise(unit, pixels, m, c, RH_DEPTHWISE_TILE);
+    }
+    for (; m < pixels->count; m++) {
+        for (int c = 0; c < whole; c += RH_LANES) depthwise(unit, pixels, m, c, 1);
+    }
+    for (m = 0; whole < unit->channels && m < pixels->count; m++) depthwise_rest(unit, pixels, m, whole);
 }

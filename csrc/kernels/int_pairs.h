@@ -21,6 +21,7 @@ enum { RH_BYTES = 16 };
 enum { RH_WIDE = RH_BYTES / 4, RH_VECTORS = RH_LANES / RH_WIDE }; /* lanes of a vector; vectors for RH_LANES of them */
 
 typedef int8_t rh_eights __attribute__((vector_size(RH_BYTES / 2)));
+typedef int16_t rh_singles __attribute__((vector_size(RH_BYTES / 2)));
 typedef int16_t rh_pairs __attribute__((vector_size(RH_BYTES)));
 typedef int32_t rh_words __attribute__((vector_size(RH_BYTES)));
 typedef int32_t rh_half __attribute__((vector_size(RH_BYTES / 2)));
@@ -69,6 +70,23 @@ static inline rh_words rh_products(rh_pairs x, rh_pairs w) {
 #endif
 }
 
+/* RH_WIDE numbers, each in a lane of its own. */
+static inline rh_words rh_widen_int16_t(const int16_t *x) {
+#if defined(__AVX512BW__)
+    return (rh_words)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)x));
+#else
+    rh_singles v;
+    memcpy(&v, x, sizeof v);
+    return __builtin_convertvector(v, rh_words);
+#endif
+}
+
+static inline rh_words rh_widen_int8_t(const int8_t *x) {
+    int16_t v[RH_WIDE];
+    for (int n = 0; n < RH_WIDE; n++) v[n] = x[n];
+    return rh_widen_int16_t(v);
+}
+
 /* Sums of 32 bits, and of 64. */
 typedef rh_words rh_sums_int32_t;
 typedef struct {
@@ -76,16 +94,9 @@ typedef struct {
     rh_longs high;
 } rh_sums_int64_t;
 
-static inline void rh_add_int32_t(rh_sums_int32_t *sums, rh_pairs x, rh_pairs w) {
-#if defined(__AVX512VNNI__)
-    *sums = (rh_words)_mm512_dpwssd_epi32((__m512i)*sums, (__m512i)w, (__m512i)x);
-#else
-    *sums += rh_products(x, w);
-#endif
-}
+static inline void rh_add_int32_t(rh_sums_int32_t *sums, rh_words v) { *sums += v; }
 
-static inline void rh_add_int64_t(rh_sums_int64_t *sums, rh_pairs x, rh_pairs w) {
-    const rh_words v = rh_products(x, w);
+static inline void rh_add_int64_t(rh_sums_int64_t *sums, rh_words v) {
 #if defined(__AVX512BW__)
     sums->low += (rh_longs)_mm512_cvtepi32_epi64(_mm512_castsi512_si256((__m512i)v));
     sums->high += (rh_longs)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64((__m512i)v, 1));
@@ -95,6 +106,18 @@ static inline void rh_add_int64_t(rh_sums_int64_t *sums, rh_pairs x, rh_pairs w)
     sums->low += __builtin_convertvector(half[0], rh_longs);
     sums->high += __builtin_convertvector(half[1], rh_longs);
 #endif
+}
+
+static inline void rh_dot_int32_t(rh_sums_int32_t *sums, rh_pairs x, rh_pairs w) {
+#if defined(__AVX512VNNI__)
+    *sums = (rh_words)_mm512_dpwssd_epi32((__m512i)*sums, (__m512i)w, (__m512i)x);
+#else
+    rh_add_int32_t(sums, rh_products(x, w));
+#endif
+}
+
+static inline void rh_dot_int64_t(rh_sums_int64_t *sums, rh_pairs x, rh_pairs w) {
+    rh_add_int64_t(sums, rh_products(x, w));
 }
 
 #endif
