@@ -195,13 +195,13 @@ def test_mistakes(tmp_path: Path) -> None:
 
 
 def test_kept_results_say_how_to_repeat_them() -> None:
-    for path in (HERE / "results").glob("*.json"):
+    for path in (HERE / "results").rglob("*.json"):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if path.name.startswith("subnets-"):  # what was sampled for a result, and how long it took
             assert {"task", "family", "seed", "seconds", "hardware", "subnets"} <= kept.keys()
             continue
         assert kept["command"].startswith(f"rheostat train {kept['recipe']} ")
         assert not kept["smoke"]
-        # Subnets that do not nest have no artifact.
+        # Subnets that do not nest have no artifact, and those of subnets trained alone are not kept.
         assert kept["artifact"] is None or (path.parent / kept["artifact"]).exists()
         assert {"hardware", "epochs", "seconds", "seed", "commit", "num_test_images"} <= kept.keys()
