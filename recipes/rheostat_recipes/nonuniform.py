@@ -83,7 +83,7 @@ def resnet20_cifar10_multi_path_individual(run: Run) -> Result:
     """The subnets of Ours-M, each trained alone from scratch (Table 3, Ours-M, Individual).
 
     Command: `rheostat train resnet20_cifar10_multi_path_individual --data DIR`. Expected: 81.3, 87, 89.3 and 91.4 %.
-    Time: with `--epochs 20`, 13, 22, 45 and 41 minutes on one core, besides the sampling.
+    Time: with `--epochs 20`, 20 to 45 minutes for each on one core, besides the sampling.
     """
     return _individual("resnet20_cifar10_multi_path_individual", run, CIFAR10, MULTI_PATH)
 
