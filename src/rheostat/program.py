@@ -6,6 +6,7 @@ canonically (`to_json`). Nothing in a program is believed: each shape is derived
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import reprlib
@@ -423,12 +424,17 @@ def load_json(text: str, where: str) -> Any:
 
     if (n := sum(text.count(mark) for mark in ",[{")) > MAX_JSON_VALUES:
         raise ArtifactError(f"{where}: got about {n} JSON values; want at most {MAX_JSON_VALUES}")
+    collects = gc.isenabled()
+    gc.disable()  # there is nothing to collect yet, and each look at all else the process holds takes longer than this
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         raise ArtifactError(f"{where}: the JSON is nested too deeply") from None
     except ValueError as error:  # malformed JSON, an integer of thousands of digits
         raise ArtifactError(f"{where}: not JSON ({reprlib.repr(str(error))})") from None
+    finally:
+        if collects:
+            gc.enable()
 
 
 def dump_json(data: object) -> str:

@@ -31,7 +31,6 @@ from rheostat.spec import SubnetInfo
 
 Json = dict[str, Any]
 BYTES = {"F32": 4, "I64": 8, "BOOL": 1}
-SOON = 10.0  # s of processor time; each takes a tenth of a second, a loop that is quadratic in a file minutes
 
 
 def toy() -> tuple[Program, dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attacks.hostile import HOSTILE, SOON, many_ops, program_edit, toy
+from attacks.hostile import HOSTILE, many_ops, program_edit, toy
 from rheostat import artifact
 from rheostat.spec import ArtifactError
 
@@ -24,14 +24,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_refused_with_a_reason_and_soon(name: str, good: bytes, tmp_path: Path) -> None:
+def test_refused_with_a_reason_in_under_a_second(name: str, good: bytes, tmp_path: Path) -> None:
     change, expected = HOSTILE[name]
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(change(good))
     start = time.process_time()
     with pytest.raises(ArtifactError) as caught:
         artifact.read(path)
-    assert time.process_time() - start < SOON
+    assert time.process_time() - start < 1
     message = str(caught.value)
     assert expected in message
     assert message.startswith(str(path))
@@ -39,12 +39,12 @@ def test_refused_with_a_reason_and_soon(name: str, good: bytes, tmp_path: Path) 
     assert message.isprintable()
 
 
-def test_the_longest_chain_that_is_allowed_is_read_soon(good: bytes, tmp_path: Path) -> None:
+def test_the_longest_chain_that_is_allowed_is_read_in_under_a_second(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "long.safetensors"
     path.write_bytes(program_edit(many_ops(8191))(good))
     start = time.process_time()
     program, _ = artifact.read(path)
-    assert time.process_time() - start < SOON
+    assert time.process_time() - start < 1
     assert len(program.ops or ()) == 8191
 
 

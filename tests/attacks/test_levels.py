@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attacks.hostile import SOON, Json, header_edit, program_edit, put_together, take_apart
+from attacks.hostile import Json, header_edit, program_edit, put_together, take_apart
 from attacks.hostile import toy as without_levels
 from rheostat import artifact
 from rheostat.cost import count, counted
@@ -217,14 +217,14 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_refused_with_a_reason_and_soon(name: str, good: bytes, tmp_path: Path) -> None:
+def test_refused_with_a_reason_in_under_a_second(name: str, good: bytes, tmp_path: Path) -> None:
     change, expected = HOSTILE[name]
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(change(good))
     start = time.process_time()
     with pytest.raises(ArtifactError) as caught:
         artifact.read(path)
-    assert time.process_time() - start < SOON
+    assert time.process_time() - start < 1
     message = str(caught.value)
     assert expected in message
     assert message.isprintable()
