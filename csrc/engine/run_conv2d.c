@@ -18,9 +18,10 @@ typedef struct {
     int32_t width;
 } conv;
 
+static int64_t size_of(const part *p) { return p->model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t); }
+
 static char *row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
-    const int64_t size = p->model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t);
-    return (char *)p->lane + rh_at(p, v, sample, row) * size;
+    return (char *)p->lane + rh_at(p, v, sample, row) * size_of(p);
 }
 
 static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count) {
@@ -165,7 +166,7 @@ static void run_depthwise(const part *p, const conv *c) {
 void rh_run_conv2d(const part *p, const rh_op *op) {
     const rh_value *out = &p->model->values[op->output];
     const rh_layout *in = layout_of(p, op->inputs[0]);
-    const int64_t size = p->model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t);
+    const int64_t size = size_of(p);
     const conv c = {
         .op = op,
         .plan = &op->plan[p->subnet],
