@@ -30,8 +30,8 @@ struct rh_context {
     rh_team *team;
     int32_t threads;
     int32_t group; /* samples in a lane */
-    int64_t lane;  /* floats */
-    float *arena;  /* one lane a thread; pages of lanes that no batch needs are never touched */
+    int64_t lane;  /* bytes */
+    char *arena;   /* one lane a thread; pages of lanes that no batch needs are never touched */
     char *scratch; /* room to mask weights in, for each part of a step */
     int64_t scratches;
     void *memory;
@@ -45,6 +45,7 @@ typedef struct {
     part part;
     const rh_op *op;
     const float *input;
+    int bytes; /* not the op, but making its inputs bytes before it */
 } step;
 
 /* Other values used this memory before, so that the border is cleared in every run. */
@@ -52,12 +53,12 @@ static void clear_border(const part *p, int32_t v) {
     const rh_value *value = &p->model->values[v];
     if (value->border[0] + value->border[1] == 0) return;
     const rh_layout *layout = layout_of(p, v);
-    const int64_t number = p->model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t);
+    const int64_t number = rh_number_size(p->model);
     const int64_t size = layout->size * number, pitch = layout->pitch * number;
     const int64_t side = (int64_t)value->border[1] * layout->stride * number, above = value->border[0] * pitch;
     const range all = share(p, p->samples, 1);
     for (int64_t s = all.begin; s < all.end; s++) {
-        char *sample = (char *)p->lane + (rh_at(p, v, s, 0) - layout->inside) * number;
+        char *sample = (char *)rh_row_of(p, v, s, 0) - layout->inside * number;
         /* The right border of a row and the left one of the next are one stretch. */
         memset(sample, 0, (size_t)(above + side));
         for (int32_t y = 1; y < value->height; y++) memset(sample + above + y * pitch - side, 0, (size_t)(2 * side));
@@ -70,6 +71,10 @@ static void run_step(const void *argument, int32_t index) {
     part p = s->part;
     p.index = index;
     p.scratch += index * p.model->scratch;
+    if (s->bytes) {
+        rh_make_bytes(&p, s->op);
+        return;
+    }
     (p.model->weight_bits == 0 ? rh_float_step : rh_quant_step)(&p, s->op, s->input);
     clear_border(&p, s->op == NULL ? 0 : s->op->output);
 }
@@ -97,10 +102,12 @@ static void run_group(const call *c, int64_t first, int32_t samples, int32_t lan
     for (int32_t i = -1; i < model->num_ops; i++) {
         s.op = i < 0 ? NULL : &model->ops[i];
         s.part.count = together ? parts_of(context, &s.part, s.op) : 1;
-        if (s.part.count == 1) {
-            run_step(&s, 0);
-        } else {
-            rh_team_run(context->team, s.part.count, run_step, &s);
+        for (s.bytes = s.op != NULL && s.op->bytes; s.bytes >= 0; s.bytes--) {
+            if (s.part.count == 1) {
+                run_step(&s, 0);
+            } else {
+                rh_team_run(context->team, s.part.count, run_step, &s);
+            }
         }
     }
     s.part.count = 1;
@@ -147,7 +154,7 @@ int32_t rh_active(const rh_context *context) {
 }
 
 int64_t rh_context_arena_bytes(const rh_context *context) {
-    return context->lane * context->threads * (int64_t)sizeof(float) + context->scratches * context->model->scratch;
+    return context->lane * context->threads + context->scratches * context->model->scratch;
 }
 
 static int32_t fill(rh_context *context, rh_model *model, int32_t threads) {
@@ -156,17 +163,16 @@ static int32_t fill(rh_context *context, rh_model *model, int32_t threads) {
     atomic_init(&context->active, model->num_subnets - 1);
     const int64_t fitting = model->arena > 0 ? RH_GROUP_FLOATS / model->arena : 1;
     context->group = (int32_t)(fitting < 1 ? 1 : min64(fitting, RH_GROUP_MAX));
-    const int64_t numbers = model->arena * context->group;
-    const int64_t floats = model->weight_bits != 0 ? (numbers + 1) / 2 : numbers; /* an int16_t is half a float */
-    context->lane = (floats + RH_LANES - 1) / RH_LANES * RH_LANES + RH_LANES;
+    const int64_t sample = model->arena * rh_number_size(model) + model->bytes;
+    context->lane = (sample * context->group + RH_ALIGN - 1) / RH_ALIGN * RH_ALIGN + RH_ALIGN;
     context->scratches = threads == 1 ? 1 : 2 * threads; /* as many as parts_of makes */
-    if (context->lane > INT64_MAX / 16 / threads || model->scratch > INT64_MAX / 4 / context->scratches)
+    if (context->lane > INT64_MAX / 4 / threads || model->scratch > INT64_MAX / 4 / context->scratches)
         return RH_TOO_LARGE;
     context->work = calloc((size_t)model->num_subnets, sizeof(int64_t));
     context->memory = calloc((size_t)rh_context_arena_bytes(context) + RH_ALIGN, 1);
     if (context->work == NULL || context->memory == NULL) return RH_OUT_OF_MEMORY;
-    context->arena = (float *)(((uintptr_t)context->memory + RH_ALIGN - 1) / RH_ALIGN * RH_ALIGN);
-    context->scratch = (char *)(context->arena + context->lane * threads);
+    context->arena = (char *)(((uintptr_t)context->memory + RH_ALIGN - 1) / RH_ALIGN * RH_ALIGN);
+    context->scratch = context->arena + context->lane * threads;
     for (int32_t k = 0; k < model->num_subnets; k++) {
         for (int32_t i = 0; i < model->num_ops; i++) context->work[k] += model->ops[i].plan[k].work;
     }

@@ -68,6 +68,7 @@ typedef struct {
     int32_t num_stretches;
     rh_requant requant; /* integer models */
     const int16_t *table;
+    int32_t *start; /* of the sums of each panel, where the inputs become bytes */
 } rh_op_plan;
 
 typedef struct {
@@ -87,7 +88,7 @@ typedef struct {
     float *weight;         /* panels, or [tap][weight_stride] */
     void *integers;        /* integer models: the same, of int8_t or int16_t */
     int32_t narrow;        /* int8_t, and every sum fits 32 bits */
-    int32_t bytes;         /* so do the inputs fit 8 bits, for u8_conv2d */
+    int32_t bytes;         /* so are the inputs made bytes, for u8_conv2d */
     int32_t together;      /* rows that lie together in a panel: 1, for integers 2 or (bytes) 4 */
     uint8_t *levels;       /* laid out as the weights; NULL where every subnet uses all of them */
     int32_t whole_from;    /* the first subnet that uses all that is packed */
@@ -110,6 +111,7 @@ struct rh_model {
     rh_op *ops;
     int32_t *outputs;
     int64_t arena;       /* floats (integer models: int16_t) a sample */
+    int64_t bytes;       /* of the largest input that is made bytes, a sample */
     int64_t scratch;     /* bytes of the most weights that a thread masks at a time */
     int32_t weight_bits; /* 0: floats */
     float *input_scale;  /* integer models: per subnet, [output][subnet] */
@@ -134,6 +136,22 @@ int32_t rh_value_stretches(const rh_value *value, int32_t k, rh_stretch *stretch
 
 static inline int32_t rh_round_up(int32_t n, int32_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
+}
+
+/* Bytes of a number of a value. */
+static inline int64_t rh_number_size(const rh_model *model) {
+    return model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t);
+}
+
+/* Where the weight of a row lies for a channel, counted from that of the first panel. */
+static inline int64_t rh_packed_at(const rh_op *op, int64_t channel, int64_t row) {
+    const int64_t together = op->together, panel = channel / RH_LANES * op->weight_stride;
+    return panel + (row / together * RH_LANES + channel % RH_LANES) * together + row % together;
+}
+
+/* What is added to the inputs of `op` when they are made bytes without sign. */
+static inline int32_t rh_byte_offset(const rh_model *model, const rh_op *op) {
+    return model->values[op->inputs[0]].low < 0 ? 128 : 0;
 }
 
 static inline int64_t rh_weight_size(const rh_model *model, const rh_op *op) {

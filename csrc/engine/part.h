@@ -8,7 +8,7 @@
  * `index`. */
 typedef struct {
     const rh_model *model;
-    float *lane; /* integer models: int16_t in the same memory */
+    char *lane; /* float, or int16_t in integer models */
     char *scratch;
     int32_t group;
     int32_t subnet;
@@ -46,15 +46,14 @@ static inline int64_t rh_outside(const part *p, int32_t v, int64_t sample, int64
     return sample * layout_of(p, v)->channels * area + row * value->width;
 }
 
-/* Clips the window of output position `at` along one dimension; returns its length with padding (for
- * averages). */
-static inline int64_t rh_clip_window(const rh_op *op, int d, int64_t at, int64_t size, int64_t *begin, int64_t *end) {
-    *begin = at * op->stride[d] - op->padding[d];
-    *end = min64(*begin + op->kernel[d], size + op->padding[d]);
-    const int64_t length = *end - *begin;
-    *begin = *begin < 0 ? 0 : *begin;
-    *end = min64(*end, size);
-    return length;
+/* A row in the lane. */
+static inline void *rh_row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
+    return p->lane + rh_at(p, v, sample, row) * rh_number_size(p->model);
+}
+
+/* The input of a convolution as bytes, borders included, behind the values. */
+static inline uint8_t *rh_bytes_of(const part *p) {
+    return (uint8_t *)p->lane + p->model->arena * p->group * rh_number_size(p->model);
 }
 
 /* Whether subnet `p->subnet` uses only some of the weights that `op` has packed. */
@@ -66,7 +65,10 @@ static inline int rh_is_masked(const part *p, const rh_op *op) {
  * or masked into this part's scratch, until the next call. */
 const void *rh_weights_of(const part *p, const rh_op *op, const rh_unit *unit);
 
+/* Before a convolution that wants its inputs so (op->bytes). */
+void rh_make_bytes(const part *p, const rh_op *op);
 void rh_run_conv2d(const part *p, const rh_op *op);
+void rh_run_pool2d(const part *p, const rh_op *op);
 
 /* An op (NULL: reading the input), without the border of its output; and output `i` as floats. */
 void rh_float_step(const part *p, const rh_op *op, const float *input);

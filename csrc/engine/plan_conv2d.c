@@ -84,20 +84,17 @@ static void need_scratch(rh_model *model, const rh_op *op, int64_t count) {
 static int32_t pack(rh_model *model, rh_op *op, const rh_op_desc *desc, const column_block *blocks,
                     int32_t num_blocks, int32_t num_panels) {
     const int64_t taps = (int64_t)op->kernel[0] * op->kernel[1], inputs = op->group_inputs;
-    const int64_t together = op->together;
     op->weight_stride = (int64_t)rh_round_up((int32_t)(taps * inputs), op->together) * RH_LANES;
     if (op->weight_stride > INT64_MAX / 8 / num_panels) return RH_TOO_LARGE;
     const int32_t status = make_room(model, op, desc, op->weight_stride * num_panels);
     if (status != RH_OK) return status;
     for (int32_t b = 0; b < num_blocks; b++) {
         for (int32_t c = 0; c < blocks[b].count; c++) {
-            const int64_t panel = (blocks[b].panel + c / RH_LANES) * op->weight_stride, lane = c % RH_LANES;
             const int64_t from = (blocks[b].first + c) * inputs * taps;
             for (int64_t i = 0; i < inputs; i++) {
                 for (int64_t t = 0; t < taps; t++) {
-                    const int64_t row = t * inputs + i;
-                    const int64_t at = (row / together * RH_LANES + lane) * together + row % together;
-                    put(model, op, panel + at, desc, from + i * taps + t);
+                    const int64_t to = rh_packed_at(op, blocks[b].panel * RH_LANES + c, t * inputs + i);
+                    put(model, op, to, desc, from + i * taps + t);
                 }
             }
         }

@@ -5,8 +5,6 @@
 #include "part.h"
 
 enum { RH_MAX_SHIFT = 61 };
-/* Inputs of a convolution from which turning them into bytes pays, for a subnet of a quarter of them as well. */
-enum { RH_BYTES_FROM = 64 };
 static const int64_t RH_MAX_BIAS = (int64_t)1 << 61;
 
 static float *copy_scales(rh_model *model, const float *scales, int64_t count) {
@@ -94,6 +92,37 @@ static int32_t copy_requant(rh_model *model, rh_op *op, const rh_quant_desc *des
     return RH_OK;
 }
 
+/* Of all the weights that subnet `k` uses for a channel, counted from that of the first panel. */
+static int32_t sum_of_weights(const rh_op *op, int32_t k, int32_t channel) {
+    int32_t sum = 0;
+    for (int32_t r = 0; r < op->plan[k].num_runs; r++) {
+        const rh_run_of_rows run = op->plan[k].runs[r];
+        for (int32_t row = run.row; row < run.row + run.length; row++) {
+            const int64_t at = rh_packed_at(op, channel, row);
+            if (op->levels == NULL || op->levels[at] <= k) sum += ((const int8_t *)op->integers)[at];
+        }
+    }
+    return sum;
+}
+
+/* Room for the inputs as bytes; the sums of subnet `k` start where the offset of those is taken off again. */
+static int32_t plan_bytes(rh_model *model, rh_op *op, int32_t k) {
+    const rh_layout *in = &model->values[op->inputs[0]].layout[k];
+    rh_op_plan *plan = &op->plan[k];
+    const int32_t count = plan->units[plan->num_units - 1].panel * RH_LANES + RH_UNIT;
+    const int32_t offset = rh_byte_offset(model, op);
+    plan->start = rh_model_alloc(model, count, sizeof(int32_t));
+    if (plan->start == NULL) return RH_OUT_OF_MEMORY;
+    for (int32_t u = 0; offset != 0 && u < plan->num_units; u++) {
+        const int32_t first = plan->units[u].panel * RH_LANES;
+        for (int32_t c = first; c < first + plan->units[u].channels; c++)
+            plan->start[c] = -offset * sum_of_weights(op, k, c);
+    }
+    model->weight_bytes += count * (int64_t)sizeof(int32_t);
+    if (model->bytes < in->size) model->bytes = in->size;
+    return RH_OK;
+}
+
 /* The weights, in 8 bits where every sum of the full layer fits 32, and a `pre` with which each subnet's do. */
 static int32_t plan_conv2d(rh_model *model, rh_op *op, const rh_op_desc *desc) {
     const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
@@ -107,7 +136,7 @@ static int32_t plan_conv2d(rh_model *model, rh_op *op, const rh_op_desc *desc) {
     }
     const int byte = in->low < 0 ? in->low >= INT8_MIN && in->high <= INT8_MAX : in->high <= UINT8_MAX;
     op->narrow = model->weight_bits == 8 && taps * op->group_inputs * each < INT32_MAX;
-    op->bytes = op->narrow && byte && op->group_inputs >= RH_BYTES_FROM && model->kernels->u8_conv2d != NULL;
+    op->bytes = op->narrow && byte && op->group_inputs > 1 && model->kernels->u8_conv2d != NULL;
     op->together = op->bytes ? 4 : 2;
     int32_t status = copy_multipliers(model, op, &desc->quant);
     if (status != RH_OK) return status;
@@ -120,6 +149,7 @@ static int32_t plan_conv2d(rh_model *model, rh_op *op, const rh_op_desc *desc) {
         plan->requant.pre = desc->quant.pre[k];
         if (plan->requant.pre < 0 || plan->requant.pre > 31) return RH_INVALID;
         if (((inputs * each) >> plan->requant.pre) + 1 > INT32_MAX) return RH_INVALID;
+        if (op->bytes && (status = plan_bytes(model, op, k)) != RH_OK) return status;
     }
     return RH_OK;
 }

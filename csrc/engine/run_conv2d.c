@@ -13,16 +13,11 @@ typedef struct {
     const char *input; /* the first tap of the first pixel */
     char *output;
     const char *residual;
-    int64_t size; /* bytes of a number at a pixel */
+    int64_t input_size; /* bytes of a number */
+    int64_t size;
     int32_t height;
     int32_t width;
 } conv;
-
-static int64_t size_of(const part *p) { return p->model->weight_bits == 0 ? sizeof(float) : sizeof(int16_t); }
-
-static char *row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
-    return (char *)p->lane + rh_at(p, v, sample, row) * size_of(p);
-}
 
 static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count) {
     const int64_t area = (int64_t)c->height * c->width, size = c->size;
@@ -33,9 +28,9 @@ static void point(rh_pixels *pixels, const conv *c, int64_t first, int64_t count
     for (int32_t m = 0; m < count;) {
         const int32_t n = (int32_t)min64(count - m, c->width - x);
         const char *input =
-            c->input + (sample * c->in->size + y * c->op->stride[0] * c->in->pitch + x * step) * size;
+            c->input + (sample * c->in->size + y * c->op->stride[0] * c->in->pitch + x * step) * c->input_size;
         char *output = c->output + (sample * c->out->size + y * c->out->pitch + x * c->out->stride) * size;
-        for (int32_t i = 0; i < n; i++) pixels->input[m + i] = input + i * step * size;
+        for (int32_t i = 0; i < n; i++) pixels->input[m + i] = input + i * step * c->input_size;
         for (int32_t i = 0; i < n; i++) pixels->output[m + i] = output + i * c->out->stride * size;
         if (c->residual != NULL) {
             const rh_layout *r = c->residual_layout;
@@ -64,33 +59,24 @@ static rh_requant requant_at(const conv *c, int32_t channel) {
 
 static void run_unit(const part *p, const conv *c, const rh_unit *unit, const void *panel, const rh_pixels *pixels) {
     const rh_kernels *kernels = p->model->kernels;
+    const rh_op *op = c->op;
+    rh_conv2d_unit args = {
+        .runs = c->plan->runs,
+        .num_runs = c->plan->num_runs,
+        .channels = unit->channels,
+        .input = unit->input,
+        .output = unit->output,
+        .panel = panel,
+        .panel_stride = op->weight_stride,
+        .lone = c->height == 1 && c->width == 1,
+        .start = op->bytes ? c->plan->start + unit->panel * RH_LANES : NULL,
+    };
     if (p->model->weight_bits == 0) {
-        const rh_conv2d_unit args = {
-            .runs = c->plan->runs,
-            .num_runs = c->plan->num_runs,
-            .channels = unit->channels,
-            .input = unit->input,
-            .output = unit->output,
-            .lone = c->height == 1 && c->width == 1,
-            .panel = panel,
-            .panel_stride = c->op->weight_stride,
-            .epilogue = epilogue_at(c, unit->output),
-        };
+        args.after.epilogue = epilogue_at(c, unit->output);
         kernels->f32_conv2d(&args, pixels);
     } else {
-        const rh_int_conv2d_unit args = {
-            .runs = c->plan->runs,
-            .num_runs = c->plan->num_runs,
-            .channels = unit->channels,
-            .input = unit->input,
-            .output = unit->output,
-            .panel = panel,
-            .panel_stride = c->op->weight_stride,
-            .offset = p->model->values[c->op->inputs[0]].low < 0 ? 128 : 0,
-            .requant = requant_at(c, unit->output),
-        };
-        const int narrow = c->op->narrow, bytes = c->op->bytes;
-        (bytes ? kernels->u8_conv2d : narrow ? kernels->i8_conv2d : kernels->i16_conv2d)(&args, pixels);
+        args.after.requant = requant_at(c, unit->output);
+        (op->bytes ? kernels->u8_conv2d : op->narrow ? kernels->i8_conv2d : kernels->i16_conv2d)(&args, pixels);
     }
 }
 
@@ -125,30 +111,21 @@ static void run_panels(const part *p, const conv *c) {
 static void run_stretch(const part *p, const conv *c, const rh_stretch *stretch, const char *weight,
                         const rh_pixels *pixels) {
     const rh_kernels *kernels = p->model->kernels;
-    const char *from = weight + stretch->full * rh_weight_size(p->model, c->op);
-    const int32_t num_taps = c->op->kernel[0] * c->op->kernel[1];
+    const rh_op *op = c->op;
+    rh_dwconv2d_unit args = {
+        .taps = c->plan->taps,
+        .num_taps = op->kernel[0] * op->kernel[1],
+        .channels = stretch->count,
+        .offset = stretch->compact,
+        .weight = weight + stretch->full * rh_weight_size(p->model, op),
+        .weight_stride = op->weight_stride,
+    };
     if (p->model->weight_bits == 0) {
-        const rh_dwconv2d_unit args = {
-            .taps = c->plan->taps,
-            .num_taps = num_taps,
-            .channels = stretch->count,
-            .offset = stretch->compact,
-            .weight = (const float *)from,
-            .weight_stride = c->op->weight_stride,
-            .epilogue = epilogue_at(c, stretch->compact),
-        };
+        args.after.epilogue = epilogue_at(c, stretch->compact);
         kernels->f32_dwconv2d(&args, pixels);
     } else {
-        const rh_int_dwconv2d_unit args = {
-            .taps = c->plan->taps,
-            .num_taps = num_taps,
-            .channels = stretch->count,
-            .offset = stretch->compact,
-            .weight = from,
-            .weight_stride = c->op->weight_stride,
-            .requant = requant_at(c, stretch->compact),
-        };
-        (c->op->narrow ? kernels->i8_dwconv2d : kernels->i16_dwconv2d)(&args, pixels);
+        args.after.requant = requant_at(c, stretch->compact);
+        (op->narrow ? kernels->i8_dwconv2d : kernels->i16_dwconv2d)(&args, pixels);
     }
 }
 
@@ -163,20 +140,30 @@ static void run_depthwise(const part *p, const conv *c) {
     }
 }
 
+void rh_make_bytes(const part *p, const rh_op *op) {
+    const rh_layout *in = layout_of(p, op->inputs[0]);
+    const int16_t *x = (const int16_t *)rh_row_of(p, op->inputs[0], 0, 0) - in->inside;
+    const range all = share(p, (int64_t)p->samples * in->size, RH_ALIGN);
+    p->model->kernels->int_bytes(rh_bytes_of(p) + all.begin, x + all.begin, all.end - all.begin,
+                                 rh_byte_offset(p->model, op));
+}
+
 void rh_run_conv2d(const part *p, const rh_op *op) {
     const rh_value *out = &p->model->values[op->output];
     const rh_layout *in = layout_of(p, op->inputs[0]);
-    const int64_t size = size_of(p);
+    const int64_t input_size = op->bytes ? 1 : rh_number_size(p->model);
+    const char *input = op->bytes ? (const char *)rh_bytes_of(p) + in->inside : rh_row_of(p, op->inputs[0], 0, 0);
     const conv c = {
         .op = op,
         .plan = &op->plan[p->subnet],
         .in = in,
         .out = layout_of(p, op->output),
         .residual_layout = op->residual < 0 ? NULL : layout_of(p, op->residual),
-        .input = row_of(p, op->inputs[0], 0, -op->padding[0]) - op->padding[1] * in->stride * size,
-        .output = row_of(p, op->output, 0, 0),
-        .residual = op->residual < 0 ? NULL : row_of(p, op->residual, 0, 0),
-        .size = size,
+        .input = input - (op->padding[0] * in->pitch + op->padding[1] * in->stride) * input_size,
+        .output = rh_row_of(p, op->output, 0, 0),
+        .residual = op->residual < 0 ? NULL : rh_row_of(p, op->residual, 0, 0),
+        .input_size = input_size,
+        .size = rh_number_size(p->model),
         .height = out->height,
         .width = out->width,
     };

@@ -1,59 +1,7 @@
-/* The loops around the kernels of a model in floats, but for convolutions. */
+/* The loops around the kernels of a model in floats, but for convolutions and pools. */
 #include <string.h>
 
 #include "part.h"
-
-static float *row_of(const part *p, int32_t v, int64_t sample, int64_t row) { return p->lane + rh_at(p, v, sample, row); }
-
-/* ---- pools ---- */
-
-static void run_pool2d(const part *p, const rh_op *op) {
-    const rh_value *in = &p->model->values[op->inputs[0]], *out = &p->model->values[op->output];
-    const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
-    const range rows = share(p, (int64_t)p->samples * out->height, 1);
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-        const int64_t sample = r / out->height, oy = r % out->height;
-        const float *x = row_of(p, op->inputs[0], sample, 0);
-        float *y = row_of(p, op->output, sample, oy);
-        int64_t top, bottom, left, right;
-        const int64_t tall = rh_clip_window(op, 0, oy, in->height, &top, &bottom);
-        for (int64_t ox = 0; ox < out->width; ox++, y += to->stride) {
-            const int64_t wide = rh_clip_window(op, 1, ox, in->width, &left, &right);
-            const rh_window window = {
-                .input = x + top * from->pitch + left * from->stride,
-                .row_stride = from->pitch,
-                .pixel_stride = from->stride,
-                .rows = (int32_t)(bottom - top),
-                .columns = (int32_t)(right - left),
-            };
-            if (op->kind == RH_MAX_POOL2D) {
-                p->model->kernels->f32_max_pool2d(y, &window, to->stride);
-            } else {
-                const int64_t divisor = op->count_include_pad ? tall * wide : (bottom - top) * (right - left);
-                p->model->kernels->f32_avg_pool2d(y, &window, to->stride, (float)divisor);
-            }
-        }
-    }
-}
-
-static void run_global_avg_pool(const part *p, const rh_op *op) {
-    const rh_value *in = &p->model->values[op->inputs[0]];
-    const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
-    const int64_t pieces = to->stride / RH_LANES;
-    const range all = share(p, p->samples * pieces, 1);
-    for (int64_t i = all.begin; i < all.end; i++) {
-        const int64_t sample = i / pieces, channel = i % pieces * RH_LANES;
-        const rh_window window = {
-            .input = row_of(p, op->inputs[0], sample, 0) + channel,
-            .row_stride = from->pitch,
-            .pixel_stride = from->stride,
-            .rows = in->height,
-            .columns = in->width,
-        };
-        p->model->kernels->f32_avg_pool2d(row_of(p, op->output, sample, 0) + channel, &window, RH_LANES,
-                                          (float)((int64_t)in->height * in->width));
-    }
-}
 
 /* ---- elementwise: rows of pixels, or all pixels at once where no border lies between the rows ---- */
 
@@ -72,9 +20,9 @@ static void run_elementwise(const part *p, const rh_op *op) {
     const rh_kernels *kernels = p->model->kernels;
     for (int64_t r = rows.begin; r < rows.end; r += step) {
         const int64_t sample = r / value->height, y = r % value->height;
-        const float *x = row_of(p, op->inputs[0], sample, y);
-        const float *z = row_of(p, second, sample, pixel ? 0 : y);
-        float *out = row_of(p, op->output, sample, y);
+        const float *x = rh_row_of(p, op->inputs[0], sample, y);
+        const float *z = rh_row_of(p, second, sample, pixel ? 0 : y);
+        float *out = rh_row_of(p, op->output, sample, y);
         if (op->kind == RH_SCALE) {
             const rh_op_plan *plan = &op->plan[p->subnet];
             const rh_epilogue epilogue = {plan->scale, plan->shift, op->activation};
@@ -100,11 +48,11 @@ static void run_copy(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        float *y = row_of(p, op->output, sample, row);
+        float *y = rh_row_of(p, op->output, sample, row);
         int32_t channel = 0;
         for (int32_t i = 0; i < op->num_inputs; i++) {
             const rh_layout *from = layout_of(p, op->inputs[i]);
-            const float *x = row_of(p, op->inputs[i], sample, row * sy);
+            const float *x = rh_row_of(p, op->inputs[i], sample, row * sy);
             const size_t bytes = (size_t)from->channels * sizeof(float);
             for (int64_t j = 0; j < value->width; j++)
                 memcpy(y + j * to->stride + channel, x + j * sx * from->stride, bytes);
@@ -121,8 +69,8 @@ static void run_softmax(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = row_of(p, op->inputs[0], sample, row);
-        float *y = row_of(p, op->output, sample, row);
+        const float *x = rh_row_of(p, op->inputs[0], sample, row);
+        float *y = rh_row_of(p, op->output, sample, row);
         for (int64_t j = 0; j < value->width; j++)
             p->model->kernels->f32_softmax(y + j * to->stride, x + j * from->stride, to->channels);
     }
@@ -138,7 +86,7 @@ static void read_input(const part *p, const float *input) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
         const float *x = input + rh_outside(p, 0, sample, row);
-        float *y = row_of(p, 0, sample, row);
+        float *y = rh_row_of(p, 0, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[j * layout->stride + c] = x[c * area + j];
         }
@@ -156,8 +104,8 @@ void rh_float_step(const part *p, const rh_op *op, const float *input) {
     switch (op->kind) {
         case RH_CONV2D: rh_run_conv2d(p, op); break;
         case RH_MAX_POOL2D:
-        case RH_AVG_POOL2D: run_pool2d(p, op); break;
-        case RH_GLOBAL_AVG_POOL: run_global_avg_pool(p, op); break;
+        case RH_AVG_POOL2D:
+        case RH_GLOBAL_AVG_POOL: rh_run_pool2d(p, op); break;
         case RH_SCALE:
         case RH_ADD:
         case RH_MUL: run_elementwise(p, op); break;
@@ -174,7 +122,7 @@ void rh_float_output(const part *p, int32_t i, float *output) {
     const range rows = share(p, (int64_t)p->samples * value->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const float *x = row_of(p, v, sample, row);
+        const float *x = rh_row_of(p, v, sample, row);
         float *y = output + rh_outside(p, v, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[c * area + j] = x[j * layout->stride + c];

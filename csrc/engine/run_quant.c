@@ -1,44 +1,8 @@
-/* The loops around the kernels of a model in integers (docs/quant.md), but for convolutions. Activations are int16_t in the float engine's
- * layouts; no kernel reads lanes behind the channels. */
+/* The loops around the kernels of a model in integers (docs/quant.md), but for convolutions and pools. Activations are
+ * int16_t in the float engine's layouts; only pools read lanes behind the channels, and nobody what they make of them. */
 #include <string.h>
 
 #include "part.h"
-
-static int16_t *row_of(const part *p, int32_t v, int64_t sample, int64_t row) {
-    return (int16_t *)p->lane + rh_at(p, v, sample, row);
-}
-
-static void run_pool2d(const part *p, const rh_op *op) {
-    const rh_value *in = &p->model->values[op->inputs[0]], *out = &p->model->values[op->output];
-    const rh_layout *from = layout_of(p, op->inputs[0]), *to = layout_of(p, op->output);
-    const rh_kernels *kernels = p->model->kernels;
-    const range rows = share(p, (int64_t)p->samples * out->height, 1);
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-        const int64_t sample = r / out->height, oy = r % out->height;
-        const int16_t *x = row_of(p, op->inputs[0], sample, 0);
-        int16_t *y = row_of(p, op->output, sample, oy);
-        for (int64_t ox = 0; ox < out->width; ox++, y += to->stride) {
-            int64_t top = 0, bottom = in->height, left = 0, right = in->width, tall = bottom, wide = right;
-            if (op->kind != RH_GLOBAL_AVG_POOL) {
-                tall = rh_clip_window(op, 0, oy, in->height, &top, &bottom);
-                wide = rh_clip_window(op, 1, ox, in->width, &left, &right);
-            }
-            const rh_int_window window = {
-                .input = x + top * from->pitch + left * from->stride,
-                .row_stride = from->pitch,
-                .pixel_stride = from->stride,
-                .rows = (int32_t)(bottom - top),
-                .columns = (int32_t)(right - left),
-            };
-            if (op->kind == RH_MAX_POOL2D) {
-                kernels->int_max_pool2d(y, &window, to->stride);
-            } else {
-                const int64_t count = op->count_include_pad ? tall * wide : (bottom - top) * (right - left);
-                kernels->int_avg_pool2d(y, &window, to->channels, count, &op->plan[p->subnet].requant);
-            }
-        }
-    }
-}
 
 /* Pixel by pixel: norms, activations, sums, products, and copies of all kinds. */
 static void run_pixel(const part *p, const rh_op *op, int16_t *y, const int16_t *const *x, const rh_layout *const *in) {
@@ -71,7 +35,7 @@ static void run_pixels(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, row = r % out->height;
-        int16_t *y = row_of(p, op->output, sample, row);
+        int16_t *y = rh_row_of(p, op->output, sample, row);
         const int16_t *x[2];
         const rh_layout *in[2];
         int64_t steps[2];
@@ -79,7 +43,7 @@ static void run_pixels(const part *p, const rh_op *op) {
             const rh_value *value = &p->model->values[op->inputs[i]];
             const int pixel = op->kind == RH_MUL && value->height == 1 && value->width == 1;
             in[i] = layout_of(p, op->inputs[i]);
-            x[i] = row_of(p, op->inputs[i], sample, pixel ? 0 : row * sy);
+            x[i] = rh_row_of(p, op->inputs[i], sample, pixel ? 0 : row * sy);
             steps[i] = pixel ? 0 : sx * in[i]->stride;
         }
         for (int64_t j = 0; j < out->width; j++, y += to->stride) {
@@ -96,10 +60,10 @@ static void run_concat(const part *p, const rh_op *op) {
     const range rows = share(p, (int64_t)p->samples * out->height, 1);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / out->height, row = r % out->height;
-        int16_t *y = row_of(p, op->output, sample, row);
+        int16_t *y = rh_row_of(p, op->output, sample, row);
         for (int32_t i = 0; i < op->num_inputs; i++) {
             const rh_layout *from = layout_of(p, op->inputs[i]);
-            const int16_t *x = row_of(p, op->inputs[i], sample, row);
+            const int16_t *x = rh_row_of(p, op->inputs[i], sample, row);
             for (int64_t j = 0; j < out->width; j++)
                 p->model->kernels->int_rescale(y + j * to->stride, x + j * from->stride, from->channels,
                                                requant->factors[i], requant);
@@ -116,7 +80,7 @@ static void read_input(const part *p, const float *input) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
         const float *x = input + rh_outside(p, 0, sample, row);
-        int16_t *y = row_of(p, 0, sample, row);
+        int16_t *y = rh_row_of(p, 0, sample, row);
         for (int32_t c = 0; c < layout->channels; c++)
             p->model->kernels->int_read(y + c, layout->stride, x + c * area, value->width,
                                         p->model->input_scale[p->subnet], value->low, value->high);
@@ -132,7 +96,7 @@ void rh_quant_step(const part *p, const rh_op *op, const float *input) {
         case RH_CONV2D: rh_run_conv2d(p, op); break;
         case RH_MAX_POOL2D:
         case RH_AVG_POOL2D:
-        case RH_GLOBAL_AVG_POOL: run_pool2d(p, op); break;
+        case RH_GLOBAL_AVG_POOL: rh_run_pool2d(p, op); break;
         case RH_CONCAT: run_concat(p, op); break;
         default: run_pixels(p, op); break;
     }
@@ -147,7 +111,7 @@ void rh_quant_output(const part *p, int32_t i, float *output) {
     const int64_t area = (int64_t)value->height * value->width;
     for (int64_t r = 0; r < (int64_t)p->samples * value->height; r++) {
         const int64_t sample = r / value->height, row = r % value->height;
-        const int16_t *x = row_of(p, v, sample, row);
+        const int16_t *x = rh_row_of(p, v, sample, row);
         float *y = output + rh_outside(p, v, sample, row);
         for (int32_t c = 0; c < layout->channels; c++) {
             for (int64_t j = 0; j < value->width; j++) y[c * area + j] = (float)x[j * layout->stride + c] * scale;

@@ -22,9 +22,9 @@ enum { RH_TILE = 2, RH_PANELS = 1 };
 /* The last steps for `tile` pixels whose sums are in `sum`. */
 RH_INLINE void finish(const rh_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
                       float (*restrict sum)[RH_PANELS * RH_LANES], const int tile, const int lanes) {
-    const float *restrict scale = u->epilogue.scale + channel;
-    const float *restrict shift = u->epilogue.shift + channel;
-    const int32_t activation = u->epilogue.activation;
+    const float *restrict scale = u->after.epilogue.scale + channel;
+    const float *restrict shift = u->after.epilogue.shift + channel;
+    const int32_t activation = u->after.epilogue.activation;
     const float low = activation == RH_RELU || activation == RH_RELU6 ? 0.0f : -INFINITY;
     const float high = activation == RH_RELU6 ? 6.0f : INFINITY;
     const int at = u->output + channel;
@@ -66,7 +66,7 @@ RH_INLINE void tile(const rh_conv2d_unit *u, const rh_pixels *p, int first, int 
 #pragma omp simd
         for (int n = 0; n < lanes; n++) sum[m][n] = 0.0f;
     }
-    const float *restrict panel = u->panel + channel / RH_LANES * u->panel_stride;
+    const float *restrict panel = (const float *)u->panel + channel / RH_LANES * u->panel_stride;
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
         const float *restrict w = panel + (int64_t)run.row * RH_LANES;
@@ -101,7 +101,7 @@ RH_INLINE void pixel(const rh_conv2d_unit *u, const rh_pixels *p, int first, int
 #pragma omp simd
         for (int n = 0; n < lanes; n++) part[s][n] = 0.0f;
     }
-    const float *restrict panel = u->panel + channel / RH_LANES * u->panel_stride;
+    const float *restrict panel = (const float *)u->panel + channel / RH_LANES * u->panel_stride;
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
         const float *restrict w = panel + (int64_t)run.row * RH_LANES;

@@ -15,7 +15,7 @@ RH_INLINE void tile(const rh_dwconv2d_unit *u, const rh_pixels *p, int first, in
 #pragma omp simd
         for (int n = 0; n < lanes; n++) sum[m][n] = 0.0f;
     }
-    const float *restrict w = u->weight + channel;
+    const float *restrict w = (const float *)u->weight + channel;
     for (int t = 0; t < u->num_taps; t++) {
         const int32_t at = u->taps[t];
 #pragma GCC unroll 4
@@ -26,9 +26,9 @@ RH_INLINE void tile(const rh_dwconv2d_unit *u, const rh_pixels *p, int first, in
         }
         w += u->weight_stride;
     }
-    const float *restrict scale = u->epilogue.scale + channel;
-    const float *restrict shift = u->epilogue.shift + channel;
-    const int32_t activation = u->epilogue.activation;
+    const float *restrict scale = u->after.epilogue.scale + channel;
+    const float *restrict shift = u->after.epilogue.shift + channel;
+    const int32_t activation = u->after.epilogue.activation;
     const float low = activation == RH_RELU || activation == RH_RELU6 ? 0.0f : -INFINITY;
     const float high = activation == RH_RELU6 ? 6.0f : INFINITY;
     for (int m = 0; m < tile; m++) {

@@ -11,7 +11,7 @@ void RH_KERNEL(f32_max_pool2d)(float *output, const rh_window *window, int32_t c
         float best[RH_LANES];
         for (int n = 0; n < RH_LANES; n++) best[n] = -INFINITY;
         for (int32_t i = 0; i < window->rows; i++) {
-            const float *restrict x = window->input + i * window->row_stride + c;
+            const float *restrict x = (const float *)window->input + i * window->row_stride + c;
             for (int32_t j = 0; j < window->columns; j++) {
                 /* A NaN enters (x != x) and stays (nothing is greater). */
 #pragma omp simd
@@ -29,7 +29,7 @@ void RH_KERNEL(f32_avg_pool2d)(float *output, const rh_window *window, int32_t c
     for (int32_t c = 0; c < channels; c += RH_LANES) {
         float sum[RH_LANES] = {0};
         for (int32_t i = 0; i < window->rows; i++) {
-            const float *restrict x = window->input + i * window->row_stride + c;
+            const float *restrict x = (const float *)window->input + i * window->row_stride + c;
             float row[RH_LANES] = {0};
             for (int32_t j = 0; j < window->columns; j++) {
 #pragma omp simd

@@ -43,7 +43,7 @@ RH_INLINE void pair(RH_SUMS (*restrict sums)[RH_PANELS * RH_VECTORS], const int1
     }
 }
 
-RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
+RH_INLINE void tile(const rh_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
                     const int tile, const int panels) {
     RH_SUMS sums[RH_TILE][RH_PANELS * RH_VECTORS];
 #pragma GCC unroll 16
@@ -71,12 +71,12 @@ RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, 
         for (int m = 0; m < tile; m++) {
             RH_SUM sum[RH_LANES];
             memcpy(sum, &sums[m][b * RH_VECTORS], sizeof sum);
-            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sum, &u->requant);
+            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sum, &u->after.requant);
         }
     }
 }
 
-RH_INLINE void tiles(const rh_int_conv2d_unit *u, const rh_pixels *p, int channel, int channels, const int panels) {
+RH_INLINE void tiles(const rh_conv2d_unit *u, const rh_pixels *p, int channel, int channels, const int panels) {
     int m = 0;
     for (; m + RH_TILE <= p->count; m += RH_TILE) tile(u, p, m, channel, channels, RH_TILE, panels);
     if (RH_TILE > 4 && m + 4 <= p->count) {
@@ -86,10 +86,10 @@ RH_INLINE void tiles(const rh_int_conv2d_unit *u, const rh_pixels *p, int channe
     for (; m < p->count; m++) tile(u, p, m, channel, channels, 1, panels);
 }
 
-void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(RH_CONV2D_NAME)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
 
-void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels) {
+void RH_KERNEL(RH_CONV2D_NAME)(const rh_conv2d_unit *unit, const rh_pixels *pixels) {
     for (int channel = 0; channel < unit->channels; channel += RH_PANELS * RH_LANES) {
         const int rest = unit->channels - channel;
         if (RH_PANELS == 2 && rest > RH_LANES) {
@@ -101,7 +101,7 @@ void RH_KERNEL(RH_CONV2D_NAME)(const rh_int_conv2d_unit *unit, const rh_pixels *
 }
 
 /* Depthwise: `tile` pixels times RH_LANES channels, all taps. */
-RH_INLINE void depthwise(const rh_int_dwconv2d_unit *u, const rh_pixels *p, int first, int channel, const int tile) {
+RH_INLINE void depthwise(const rh_dwconv2d_unit *u, const rh_pixels *p, int first, int channel, const int tile) {
     RH_SUMS sums[RH_DEPTHWISE_TILE][RH_VECTORS];
     const int16_t *x[RH_DEPTHWISE_TILE];
 #pragma GCC unroll 4
@@ -123,22 +123,22 @@ RH_INLINE void depthwise(const rh_int_dwconv2d_unit *u, const rh_pixels *p, int 
     for (int m = 0; m < tile; m++) {
         RH_SUM sum[RH_LANES];
         memcpy(sum, sums[m], sizeof sum);
-        finish(p, first + m, u->offset, channel, RH_LANES, sum, &u->requant);
+        finish(p, first + m, u->offset, channel, RH_LANES, sum, &u->after.requant);
     }
 }
 
 /* The same for the last channels of one pixel, fewer than RH_LANES. */
-RH_INLINE void depthwise_rest(const rh_int_dwconv2d_unit *u, const rh_pixels *p, int pixel, int channel) {
+RH_INLINE void depthwise_rest(const rh_dwconv2d_unit *u, const rh_pixels *p, int pixel, int channel) {
     RH_SUM sum[RH_LANES] = {0};
     const int16_t *x = (const int16_t *)p->input[pixel] + u->offset + channel;
     const RH_WEIGHT *w = (const RH_WEIGHT *)u->weight + channel;
     for (int t = 0; t < u->num_taps; t++, w += u->weight_stride) {
         for (int n = 0; n < u->channels - channel; n++) sum[n] += x[u->taps[t] + n] * (int32_t)w[n];
     }
-    finish(p, pixel, u->offset, channel, u->channels - channel, sum, &u->requant);
+    finish(p, pixel, u->offset, channel, u->channels - channel, sum, &u->after.requant);
 }
 
-void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels) {
+void RH_KERNEL(RH_DWCONV2D_NAME)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels) {
     const int whole = unit->channels / RH_LANES * RH_LANES;
     int m = 0;
     for (; m + RH_DEPTHWISE_TILE <= pixels->count; m += RH_DEPTHWISE_TILE) {

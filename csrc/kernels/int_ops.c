@@ -6,6 +6,7 @@
 
 void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
                          int32_t high);
+void RH_KERNEL(int_bytes)(uint8_t *output, const int16_t *input, int64_t count, int32_t offset);
 void RH_KERNEL(int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
 void RH_KERNEL(int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
                             const rh_requant *requant);
@@ -15,8 +16,8 @@ void RH_KERNEL(int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int
                         const rh_requant *requant);
 void RH_KERNEL(int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table,
                           int32_t low);
-void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
-void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_window *window, int32_t channels);
+void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t channels, int64_t count,
                                const rh_requant *requant);
 
 void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
@@ -32,6 +33,11 @@ void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, in
         }
         for (int32_t n = 0; n < lanes; n++) output[(int64_t)(i + n) * stride] = (int16_t)q[n];
     }
+}
+
+void RH_KERNEL(int_bytes)(uint8_t *output, const int16_t *input, int64_t count, int32_t offset) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) output[i] = (uint8_t)(input[i] + offset);
 }
 
 void RH_KERNEL(int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant) {
@@ -65,12 +71,12 @@ void RH_KERNEL(int_table)(int16_t *output, const int16_t *input, int32_t channel
     for (int32_t n = 0; n < channels; n++) output[n] = table[input[n] - low];
 }
 
-void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels) {
+void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_window *window, int32_t channels) {
     for (int32_t c = 0; c < channels; c += RH_LANES) {
         int16_t best[RH_LANES];
         for (int32_t n = 0; n < RH_LANES; n++) best[n] = INT16_MIN;
         for (int32_t i = 0; i < window->rows; i++) {
-            const int16_t *restrict x = window->input + i * window->row_stride + c;
+            const int16_t *restrict x = (const int16_t *)window->input + i * window->row_stride + c;
             for (int32_t j = 0; j < window->columns; j++, x += window->pixel_stride) {
 #pragma omp simd
                 for (int32_t n = 0; n < RH_LANES; n++) best[n] = x[n] > best[n] ? x[n] : best[n];
@@ -81,20 +87,19 @@ void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_int_window *window, int
 }
 
 /* floor((2 f sum + count 2^n) / (2 count 2^n)) */
-void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t channels, int64_t count,
                                const rh_requant *requant) {
     const rh_requant q = *requant;
     const int64_t half = count * ((int64_t)1 << q.shift), whole = 2 * half;
     for (int32_t c = 0; c < channels; c += RH_LANES) {
-        const int32_t lanes = channels - c < RH_LANES ? channels - c : RH_LANES;
         int64_t sum[RH_LANES] = {0};
         for (int32_t i = 0; i < window->rows; i++) {
-            const int16_t *x = window->input + i * window->row_stride + c;
+            const int16_t *x = (const int16_t *)window->input + i * window->row_stride + c;
             for (int32_t j = 0; j < window->columns; j++, x += window->pixel_stride) {
-                for (int32_t n = 0; n < lanes; n++) sum[n] += x[n];
+                for (int32_t n = 0; n < RH_LANES; n++) sum[n] += x[n];
             }
         }
-        for (int32_t n = 0; n < lanes; n++) {
+        for (int32_t n = 0; n < RH_LANES; n++) {
             const int64_t t = 2 * q.factors[0] * sum[n] + half;
             const int64_t down = t / whole - (t % whole < 0);
             output[c + n] = (int16_t)rh_clamped(down, q.low, q.high);

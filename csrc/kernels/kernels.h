@@ -31,7 +31,7 @@ typedef struct {
 } rh_epilogue;
 
 /* Up to RH_BLOCK output pixels: where each one's first tap, output and residual start; float, or int16_t in integer
- * models. */
+ * models, whose inputs u8_conv2d wants as uint8_t. */
 typedef struct {
     const void *input[RH_BLOCK];
     void *output[RH_BLOCK];
@@ -39,32 +39,6 @@ typedef struct {
     int32_t count;
     int32_t has_residual;
 } rh_pixels;
-
-/* 1 to RH_UNIT output channels at `pixels`, offset by `input` and `output` channels. Writes exactly
- * `channels` floats. */
-typedef struct {
-    const rh_run_of_rows *runs;
-    int32_t num_runs;
-    int32_t channels;
-    int32_t input;
-    int32_t output;
-    int32_t lone; /* each sample has one pixel: a linear layer */
-    const float *panel;
-    int64_t panel_stride;
-    rh_epilogue epilogue;
-} rh_conv2d_unit;
-
-/* Depthwise: `channels` (any count) channels at `pixels`; weight [tap][weight_stride]. Writes exactly
- * `channels` floats. */
-typedef struct {
-    const int32_t *taps; /* float offset of each tap from the pixel's first */
-    int32_t num_taps;
-    int32_t channels;
-    int32_t offset; /* first channel, on both sides */
-    const float *weight;
-    int64_t weight_stride;
-    rh_epilogue epilogue;
-} rh_dwconv2d_unit;
 
 /* What follows integer sums (docs/quant.md). The arrays start at the first channel in hand; those that an op does not
  * have are NULL. `factors` has one number for each input that is rescaled. */
@@ -78,40 +52,42 @@ typedef struct {
     int32_t high;
 } rh_requant;
 
-/* As rh_conv2d_unit and rh_dwconv2d_unit. Exactly `channels` channels are written, and any count may be. */
+/* 1 to RH_UNIT output channels at `pixels`, offset by `input` and `output` channels. Writes exactly `channels`
+ * numbers. */
 typedef struct {
     const rh_run_of_rows *runs;
     int32_t num_runs;
     int32_t channels;
     int32_t input;
     int32_t output;
-    const void *panel; /* int8_t, for i16_conv2d int16_t */
+    const void *panel; /* float; integers: as the kernel is called */
     int64_t panel_stride;
-    int32_t offset; /* u8_conv2d: 128 where the input has a sign, else 0 */
-    rh_requant requant;
-} rh_int_conv2d_unit;
+    int32_t lone;         /* floats: each sample has one pixel, a linear layer */
+    const int32_t *start; /* u8_conv2d: what the sums start at, whole panels */
+    union {
+        rh_epilogue epilogue;
+        rh_requant requant;
+    } after;
+} rh_conv2d_unit;
 
+/* Depthwise: `channels` (any count) channels at `pixels`; weight [tap][weight_stride]. Writes exactly `channels`
+ * numbers. */
 typedef struct {
-    const int32_t *taps;
+    const int32_t *taps; /* where each tap lies from the pixel's first, in numbers */
     int32_t num_taps;
     int32_t channels;
-    int32_t offset;
+    int32_t offset; /* first channel, on both sides */
     const void *weight;
     int64_t weight_stride;
-    rh_requant requant;
-} rh_int_dwconv2d_unit;
+    union {
+        rh_epilogue epilogue;
+        rh_requant requant;
+    } after;
+} rh_dwconv2d_unit;
 
+/* A pooling window that lies inside the input: float, or int16_t in integer models. */
 typedef struct {
-    const int16_t *input;
-    int64_t row_stride;
-    int32_t pixel_stride;
-    int32_t rows;
-    int32_t columns;
-} rh_int_window;
-
-/* A pooling window that lies inside the input. */
-typedef struct {
-    const float *input;
+    const void *input;
     int64_t row_stride;
     int32_t pixel_stride;
     int32_t rows;
@@ -140,14 +116,15 @@ typedef struct {
     void (*i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
     void (*i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
     /* Integers: activations of 16 bits, one pixel of any count of channels, unless a name or a comment says otherwise. */
-    void (*i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-    void (*i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-    void (*u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels); /* inputs of 8 bits; may be NULL */
-    void (*i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
-    void (*i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+    void (*i8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*i16_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+    void (*u8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels); /* inputs are uint8_t; may be NULL */
+    void (*i8_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
+    void (*i16_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
     /* q = x / scale, rounded half to even and clamped; NaN becomes `low`. `count` numbers, `stride` apart. */
     void (*int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
                      int32_t high);
+    void (*int_bytes)(uint8_t *output, const int16_t *input, int64_t count, int32_t offset); /* x + offset */
     void (*int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
     void (*int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
                         const rh_requant *requant);
@@ -155,10 +132,10 @@ typedef struct {
     void (*int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int32_t channels, const rh_requant *requant);
     /* table[x - low] */
     void (*int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table, int32_t low);
-    /* `channels` is a multiple of RH_LANES. */
-    void (*int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
+    /* `channels` is a multiple of RH_LANES, as in all pools. */
+    void (*int_max_pool2d)(int16_t *output, const rh_window *window, int32_t channels);
     /* `count` positions count in the mean, those of the padding included. */
-    void (*int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+    void (*int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t channels, int64_t count,
                            const rh_requant *requant);
 } rh_kernels;
 

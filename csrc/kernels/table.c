@@ -16,13 +16,14 @@ void RH_KERNEL(f32_softmax)(float *output, const float *input, int32_t channels)
 void RH_KERNEL(f32_mask)(float *to, const float *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i8_mask)(int8_t *to, const int8_t *from, const uint8_t *levels, int64_t count, int32_t level);
 void RH_KERNEL(i16_mask)(int16_t *to, const int16_t *from, const uint8_t *levels, int64_t count, int32_t level);
-void RH_KERNEL(i8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-void RH_KERNEL(i16_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-void RH_KERNEL(u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
-void RH_KERNEL(i8_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
-void RH_KERNEL(i16_dwconv2d)(const rh_int_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i16_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(u8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i8_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(i16_dwconv2d)(const rh_dwconv2d_unit *unit, const rh_pixels *pixels);
 void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
                          int32_t high);
+void RH_KERNEL(int_bytes)(uint8_t *output, const int16_t *input, int64_t count, int32_t offset);
 void RH_KERNEL(int_norm)(int16_t *output, const int16_t *input, int32_t channels, const rh_requant *requant);
 void RH_KERNEL(int_rescale)(int16_t *output, const int16_t *input, int32_t channels, int64_t factor,
                             const rh_requant *requant);
@@ -32,8 +33,8 @@ void RH_KERNEL(int_mul)(int16_t *output, const int16_t *a, const int16_t *b, int
                         const rh_requant *requant);
 void RH_KERNEL(int_table)(int16_t *output, const int16_t *input, int32_t channels, const int16_t *table,
                           int32_t low);
-void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels);
-void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_int_window *window, int32_t channels, int64_t count,
+void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_window *window, int32_t channels);
+void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t channels, int64_t count,
                                const rh_requant *requant);
 
 #define RH_TEXT_(x) #x
@@ -64,6 +65,7 @@ const rh_kernels RH_KERNEL(rh_kernels) = {
     .i8_dwconv2d = RH_KERNEL(i8_dwconv2d),
     .i16_dwconv2d = RH_KERNEL(i16_dwconv2d),
     .int_read = RH_KERNEL(int_read),
+    .int_bytes = RH_KERNEL(int_bytes),
     .int_norm = RH_KERNEL(int_norm),
     .int_rescale = RH_KERNEL(int_rescale),
     .int_add = RH_KERNEL(int_add),

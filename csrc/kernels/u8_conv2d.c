@@ -1,8 +1,9 @@
-/* Convolution of bytes: inputs of 8 bits, weights of 8, four products to a lane. The instruction wants inputs without
- * sign: `offset` is added to them, and `offset` times the weights taken off again.
+/* Convolution of bytes without sign, weights of 8 bits, four products to a lane.
  *
- * A panel holds its rows in fours: [row / 4][RH_LANES][row % 4]. Inputs become bytes a few hundred rows at a time.
+ * A panel holds its rows in fours: [row / 4][RH_LANES][row % 4]. Of a four at an end of a run only some may belong to it.
  */
+#include <string.h>
+
 #include "kernels.h"
 
 #if defined(__AVX512VNNI__)
@@ -10,53 +11,52 @@
 #define RH_SUM int32_t
 #include "int_finish.h"
 
-enum { RH_TILE = 12, RH_PANELS = 2, RH_FOUR = 4, RH_CHUNK = 256 };
+enum { RH_TILE = 12, RH_PANELS = 2, RH_FOUR = 4 };
+static const uint32_t RH_ALL = UINT32_MAX;
 
-/* `count` bytes from `skip` on, zeros before and behind. */
-RH_INLINE void pack(uint8_t *to, const int16_t *x, int skip, int count, int offset) {
-    _mm_storeu_si32(to, _mm_setzero_si128());
-    for (int i = 0; i < count; i += 32) {
-        const __mmask32 mask = count - i >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (count - i)) - 1;
-        const __m512i v = _mm512_maskz_loadu_epi16(mask, x + i);
-        const __m512i moved = _mm512_maskz_add_epi16(mask, v, _mm512_set1_epi16((int16_t)offset));
-        _mm256_storeu_si256((void *)(to + skip + i), _mm512_cvtepi16_epi8(moved));
+/* Four rows for all pixels of a tile, of the inputs those bytes that `mask` keeps. */
+RH_INLINE void four(__m512i (*restrict sums)[RH_PANELS], const uint8_t *const *x, int at, const int8_t *w,
+                    int64_t panel_stride, const uint32_t mask, const int tile, const int panels) {
+    __m512i weights[RH_PANELS];
+#pragma GCC unroll 2
+    for (int b = 0; b < panels; b++) weights[b] = _mm512_loadu_si512(w + b * panel_stride);
+#pragma GCC unroll 16
+    for (int m = 0; m < tile; m++) {
+        uint32_t bytes;
+        memcpy(&bytes, x[m] + at, sizeof bytes);
+        const __m512i xs = _mm512_set1_epi32((int)(bytes & mask));
+#pragma GCC unroll 2
+        for (int b = 0; b < panels; b++) sums[m][b] = _mm512_dpbusd_epi32(sums[m][b], xs, weights[b]);
     }
 }
 
-RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
-                    const int tile, const int panels, const int offset) {
-    /* The last of each is the pixel of zeros, which only the offset makes anything of. */
-    uint8_t bytes[RH_TILE + 1][RH_CHUNK + 64];
-    __m512i sums[RH_TILE + 1][RH_PANELS];
-    const int16_t zeros[RH_CHUNK] = {0};
-    const int num = offset == 0 ? tile : tile + 1;
+RH_INLINE void tile(const rh_conv2d_unit *u, const rh_pixels *p, int first, const int tile, const int panels) {
+    __m512i sums[RH_TILE][RH_PANELS];
 #pragma GCC unroll 16
-    for (int m = 0; m < num; m++) {
+    for (int m = 0; m < tile; m++) {
 #pragma GCC unroll 2
-        for (int b = 0; b < panels; b++) sums[m][b] = _mm512_setzero_si512();
+        for (int b = 0; b < panels; b++) sums[m][b] = _mm512_loadu_si512(u->start + b * RH_LANES);
     }
-    const int8_t *panel = (const int8_t *)u->panel + channel / RH_LANES * u->panel_stride;
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
-        for (int i = 0, count; i < run.length; i += count) {
-            const int skip = (run.row + i) % RH_FOUR;
-            const int8_t *w = panel + (int64_t)(run.row + i - skip) * RH_LANES;
-            count = run.length - i < RH_CHUNK - skip ? run.length - i : RH_CHUNK - skip;
-            for (int m = 0; m < num; m++) {
-                const int16_t *x = m == tile ? zeros : (const int16_t *)p->input[first + m] + u->input + run.input + i;
-                pack(bytes[m], x, skip, count, offset);
-            }
-            for (int at = 0; at < skip + count; at += RH_FOUR, w += RH_FOUR * RH_LANES) {
-                __m512i weights[RH_PANELS];
-#pragma GCC unroll 2
-                for (int b = 0; b < panels; b++) weights[b] = _mm512_loadu_si512(w + b * u->panel_stride);
+        const int before = run.row % RH_FOUR, count = before + run.length;
+        const int8_t *w = (const int8_t *)u->panel + (int64_t)(run.row - before) * RH_LANES;
+        const uint8_t *x[RH_TILE];
+        uint32_t mask = RH_ALL << 8 * before;
+        int at = 0;
 #pragma GCC unroll 16
-                for (int m = 0; m < num; m++) {
-                    const __m512i x = _mm512_broadcastd_epi32(_mm_loadu_si32(bytes[m] + at));
-#pragma GCC unroll 2
-                    for (int b = 0; b < panels; b++) sums[m][b] = _mm512_dpbusd_epi32(sums[m][b], x, weights[b]);
-                }
-            }
+        for (int m = 0; m < tile; m++)
+            x[m] = (const uint8_t *)p->input[first + m] + u->input + run.input - before;
+        if (before > 0 && count >= RH_FOUR) {
+            four(sums, x, 0, w, u->panel_stride, mask, tile, panels);
+            at = RH_FOUR;
+            mask = RH_ALL;
+        }
+        for (; at + RH_FOUR <= count; at += RH_FOUR)
+            four(sums, x, at, w + at * RH_LANES, u->panel_stride, RH_ALL, tile, panels);
+        if (at < count) {
+            mask &= RH_ALL >> 8 * (RH_FOUR - (count - at));
+            four(sums, x, at, w + at * RH_LANES, u->panel_stride, mask, tile, panels);
         }
     }
 #pragma GCC unroll 16
@@ -64,32 +64,26 @@ RH_INLINE void tile(const rh_int_conv2d_unit *u, const rh_pixels *p, int first, 
 #pragma GCC unroll 2
         for (int b = 0; b < panels; b++) {
             int32_t sum[RH_LANES];
-            _mm512_storeu_si512(sum, offset == 0 ? sums[m][b] : _mm512_sub_epi32(sums[m][b], sums[tile][b]));
-            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sum, &u->requant);
+            _mm512_storeu_si512(sum, sums[m][b]);
+            finish(p, first + m, u->output, b * RH_LANES, u->channels - b * RH_LANES, sum, &u->after.requant);
         }
     }
 }
 
-RH_INLINE void tiles(const rh_int_conv2d_unit *u, const rh_pixels *p, int channel, int channels, const int panels,
-                     const int offset) {
+RH_INLINE void tiles(const rh_conv2d_unit *u, const rh_pixels *p, const int panels) {
     int m = 0;
-    for (; m + RH_TILE <= p->count; m += RH_TILE) tile(u, p, m, channel, channels, RH_TILE, panels, offset);
+    for (; m + RH_TILE <= p->count; m += RH_TILE) tile(u, p, m, RH_TILE, panels);
     if (m + 4 <= p->count) {
-        tile(u, p, m, channel, channels, 4, panels, offset);
+        tile(u, p, m, 4, panels);
         m += 4;
     }
-    for (; m < p->count; m++) tile(u, p, m, channel, channels, 1, panels, offset);
+    for (; m < p->count; m++) tile(u, p, m, 1, panels);
 }
 
-void RH_KERNEL(u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels);
+void RH_KERNEL(u8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels);
 
-void RH_KERNEL(u8_conv2d)(const rh_int_conv2d_unit *unit, const rh_pixels *pixels) {
-    const int channels = unit->channels, panels = channels > RH_LANES ? 2 : 1;
-    if (panels == 2) {
-        unit->offset ? tiles(unit, pixels, 0, channels, 2, 128) : tiles(unit, pixels, 0, channels, 2, 0);
-    } else {
-        unit->offset ? tiles(unit, pixels, 0, channels, 1, 128) : tiles(unit, pixels, 0, channels, 1, 0);
-    }
+void RH_KERNEL(u8_conv2d)(const rh_conv2d_unit *unit, const rh_pixels *pixels) {
+    unit->channels > RH_LANES ? tiles(unit, pixels, 2) : tiles(unit, pixels, 1);
 }
 
 #endif

@@ -350,7 +350,7 @@ static void large_enough_to_share(test_model *m) {
     m->desc.num_outputs = 2;
 }
 
-/* Runs that begin and end anywhere in a four of rows, and one of more rows than are turned into bytes at a time. */
+/* Runs that begin and end anywhere in a four of rows. */
 static void many_inputs(test_model *m) {
     value(m, 5, 6, WHOLE(100));
     value(m, 5, 6, SEGMENTS({75, 18, 41, 75}));
