@@ -221,8 +221,9 @@ def test_table() -> None:
     assert (cell["paper"], cell["unit"]) == (89.3, "%")
     text = invoke("table", "dynamic", 3)
     (row,) = (line for line in text.splitlines() if line.startswith(" S-NN 4 "))
-    mark = row.split()[row.split().index("26.83") + 3]
-    assert f"\n{mark}: paper: convolutions and classifier only" in text and "43.49 /" in text
+    marks = row.split()[row.split().index("26.83") + 3]
+    assert any(f"\n{mark}: paper: convolutions and classifier only" in text for mark in marks)
+    assert "43.49 /" in text
 
 
 def test_table_says_what_is_missing_and_how_to_run_it(tmp_path: Path) -> None:

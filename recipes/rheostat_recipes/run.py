@@ -166,6 +166,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
+def measure(net: rh.Supernet, test: Loader) -> None:
+    """Record the accuracy of every subnet."""
+    found = rh.evaluate(net, test)
+    assert isinstance(found, dict)
+    for name, accuracy in found.items():
+        net.record(name, accuracy=accuracy)
+
+
 def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Sequence[float]) -> Result:
     """Write the artifact and the result of a trained supernet whose accuracies are recorded; `seconds` per epoch."""
     artifact = run.out / f"{recipe}.safetensors" if net.nested else None

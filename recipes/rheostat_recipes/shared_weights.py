@@ -16,7 +16,7 @@ from torch import nn
 
 import rheostat as rh
 from rheostat_recipes.dense import Dense, har, kws, lenet5, squeezenext
-from rheostat_recipes.run import Result, Run, finish, one_thread
+from rheostat_recipes.run import Result, Run, finish, measure, one_thread
 
 NAMES = ("M1", "M2", "M3")
 HIGH = (0.95, 0.9, 0.8)
@@ -228,10 +228,7 @@ def _levels(
     if mode in ("raw", "subset"):
         # No stage has measured these, and their norms have the dense network's statistics.
         rh.recalibrate(net, dense.train, 50)
-        found = rh.evaluate(net, dense.test)
-        assert isinstance(found, dict)
-        for name, accuracy in found.items():
-            net.record(name, accuracy=accuracy)
+        measure(net, dense.test)
     seconds += (epoch.seconds for stage in stages for epoch in stage)
     return finish(recipe, run, net, dense.images, seconds)
 

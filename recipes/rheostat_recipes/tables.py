@@ -97,8 +97,8 @@ def missing(
     needs: of a `Table` or a `Figure`. max_epochs: shorter runs count if they have had so many; None: only full ones.
     Raises what `load_table` raises.
 
-    >>> missing({"lenet5_mnist": {("0.25", "accuracy"), ("1.0", "macs")}}, seeds=(0, 1))
-    [('lenet5_mnist', 1)]
+    >>> missing({"lenet5_mnist": {("0.25", "accuracy"), ("1.0", "macs")}}, seeds=(0, 100))
+    [('lenet5_mnist', 100)]
     """
     found: dict[tuple[str, int], set[tuple[str, str]]] = {}
     for result in load_results(results_dir):

@@ -8,14 +8,17 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import rheostat as rh
 from rheostat.artifact import read_program
 from rheostat_recipes.nonuniform import (
     IMAGENET,
     IMAGENETTE_FAMILY,
     NINE,
     RECIPES,
+    SHORTCUT,
     SINGLE_PATH,
     resnet20_cifar10_multi_path_free,
     resnet20_cifar10_multi_path_nested,
@@ -24,6 +27,8 @@ from rheostat_recipes.nonuniform import (
 )
 from rheostat_recipes.run import Result, Run
 from rheostat_recipes.tables import load_table
+from rheostat_recipes.task import CIFAR10
+from rheostat_recipes.uniform import alone
 
 ELSEWHERE = {
     resnet20_cifar10_multi_path_free,
@@ -64,6 +69,13 @@ def test_single_path_alone(tmp_path: Path) -> None:
         path.write_text(json.dumps({**record, "smoke": False}))
     cells = {(c.row, c.column): c.ours for c in load_table("dynamic", 3, tmp_path / "real").cells if c.ours}
     assert list(cells) == [(f"Ours-S {k}", "Individual") for k in (1, 2, 3, 4)]
+    # The whole network is the background, which is what training it alone gives; its channels lie in another order.
+    graph = rh.trace(CIFAR10.fresh(run, SHORTCUT), CIFAR10.example(run))
+    alone("again", replace(run, out=tmp_path / "again"), CIFAR10, SHORTCUT, rh.uniform(graph, (1.0,)))
+    again = rh.Engine(tmp_path / "again" / "1.0" / "again.safetensors")
+    whole = rh.Engine(next((tmp_path / "subnet4").glob("*.safetensors")))
+    x = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(whole(x), again(x), atol=1e-5)
 
 
 @pytest.mark.slow

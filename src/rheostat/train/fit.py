@@ -225,10 +225,9 @@ def fit(
             after_step(number, rate)
         net.refresh_()
 
-    in_rows = [net[k] for k in trained] if compile and channels_last and device.type == "cpu" else []
     with (
         _quiet(len(net)),
-        norms_in_rows(in_rows),
+        norms_in_rows([net[k] for k in trained] if compile and channels_last else []),
         progress_bar(progress and distributed.rank() == 0 and len(history) < epochs, epochs * steps) as (
             show,
             note,

@@ -441,7 +441,6 @@ class _Run:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         device = next(model.parameters()).device
         run = torch.compile(model, dynamic=False) if self.compile else model
-        in_rows = [model] if self.compile and self.channels_last and device.type == "cpu" else []
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         decaying = decay_groups(model, {"weight_decay": lasso.weight_decay})
         optim = torch.optim.SGD(decaying, lasso.lr, lasso.momentum)
@@ -488,7 +487,8 @@ class _Run:
                     take(epoch, step)
 
         total = lasso.epochs * steps
-        with norms_in_rows(in_rows), progress_bar(self.progress, total) as (show, note):
+        in_rows = norms_in_rows([model] if self.compile and self.channels_last else [])
+        with in_rows, progress_bar(self.progress, total) as (show, note):
             for epoch in range(first, lasso.epochs):
                 if len(taken) == len(targets.values):
                     break

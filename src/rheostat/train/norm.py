@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def norms_in_rows(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Compute the batch norms of `modules` as `RowNorm2d` does, for as long as it lasts."""
+    """Compute the batch norms of `modules` that lie on a CPU as `RowNorm2d` does, for as long as it lasts."""
     norms = [part for module in modules for part in module.modules() if type(part) is nn.BatchNorm2d]
     norms = [norm for norm in norms if norm.affine and norm.track_running_stats and norm.momentum is not None]
+    norms = [norm for norm in norms if norm.weight.device.type == "cpu"]
     for norm in norms:
         norm.__class__ = RowNorm2d
     try:
