@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import rheostat as rh
 from rheostat import measure
-from rheostat.measure import accuracy, calibrate, latency
+from rheostat.measure import accuracy, calibrate, engine_ms, latency
 
 
 class Answers:
@@ -124,3 +128,39 @@ def test_batches_that_x_cannot_give(monkeypatch: pytest.MonkeyPatch, batches: tu
     monkeypatch.setattr(measure, "time", engine)
     with pytest.raises(ValueError, match=r"got batches=(\(|\[)"):
         calibrate(engine, np.zeros((4, 1), np.float32), batches, repeats=1)
+
+
+class Slowing:
+    """The real clock of a machine that becomes slower when the test says so."""
+
+    slowdown = 1
+
+    def perf_counter_ns(self) -> int:
+        return self.slowdown * time.perf_counter_ns()
+
+
+def test_a_machine_that_slows_down_does_not_make_modules_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Slowing()
+    monkeypatch.setattr(measure, "time", clock)
+    cost = engine_ms(np.zeros((1, 8, 16, 16), np.float32))
+    module = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+    first = cost(module)
+    clock.slowdown = 1000
+    assert 0 < cost(module) < 100 * first
+
+
+def test_what_the_engine_cannot_run_has_no_milliseconds() -> None:
+    cost = engine_ms(np.zeros((1, 8, 16), np.float32))
+    with pytest.raises(rh.ArtifactError, match="the engine cannot run this model"):
+        cost(Recurrent())
+    with pytest.raises(ValueError, match="engine_ms: got repeats=0"):
+        engine_ms(np.zeros((1, 4), np.float32), repeats=0)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(16, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gru(x)[0]

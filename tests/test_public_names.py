@@ -14,10 +14,10 @@ PUBLIC = [
     "ArtifactError", "Block", "Cap", "CapSlack", "Channel", "Column", "Cost", "Decision", "Element",
     "EnergyGovernor", "Engine", "Fixed", "ImageLoader", "Kernel", "Lasso", "LatencyGovernor", "Levels", "Memory",
     "NM", "Observation", "Pattern", "Profile", "Quant", "Row", "Signals", "Subnet", "SubnetInfo", "Supernet",
-    "SystemGovernor", "accuracy", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "evaluate",
-    "export_c", "export_onnx", "finetune", "fit", "fit_nested", "gradual", "latency", "levels", "magnitude", "mask",
-    "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save", "single_path", "size_report", "slim",
-    "switch_cost", "taylor", "trace", "uniform", "wanda",
+    "SystemGovernor", "accuracy", "admm", "arrival_rate", "calibrate", "choose", "cost", "cubic", "engine_ms",
+    "evaluate", "export_c", "export_onnx", "finetune", "fit", "fit_nested", "gradual", "latency", "levels", "magnitude",
+    "mask", "multi_path", "nest", "quantize", "read_signals", "recalibrate", "save", "single_path", "size_report",
+    "slim", "switch_cost", "taylor", "trace", "uniform", "wanda",
 ]  # fmt: skip
 
 

@@ -15,23 +15,36 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def example() -> str:
-    (block,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def example(page: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return block
+
+
+def output(code: str, folder: Path) -> list[str]:
+    script = folder / "example.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_example_runs_as_printed(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     # One line more, to look at what came out.
-    code = example() + "\nprint(y.shape, y.dtype, (y.argmax(1) == labels).mean() > 0.8)\n"
-    script = tmp_path / "readme.py"
-    script.write_text(code, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "(1797, 10) float32 True"
+    code = example("README.md") + "\nprint(y.shape, y.dtype, (y.argmax(1) == labels).mean() > 0.8)\n"
+    assert output(code, tmp_path)[-1] == "(1797, 10) float32 True"
     assert (tmp_path / "digits.safetensors").stat().st_size > 1000
+
+
+def test_both_ways_to_choose_subnets_run_as_printed(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    more = "\nfor net in (sampled, slimmed):\n    print(net.nested, min(rh.evaluate(net, held_out).values()) > 0.8)\n"
+    more += "print([sampled.cost(k).macs <= share * macs for k, share in enumerate((0.25, 0.6, 1))])\n"
+    code = example("docs/subnets.md") + more
+    assert output(code, tmp_path)[-3:] == ["True True", "True True", "[True, True, True]"]
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -162,7 +162,7 @@ def resnet20_cifar10_best(run: Run) -> Result:
     if not run.smoke:
         folder = published("resnet20_cifar10_best", run) / "resnet_cifar10"
         load_published(teacher, folder / "resnet44-014dd654.th")
-    images, train, test = CIFAR10.loaders(run)
+    images, train, test = CIFAR10.loaders(run, cycle=20)  # the teacher takes longer than the smallest subnet
     graph = rh.trace(CIFAR10.fresh(run, SHORTCUT), CIFAR10.example(run))
     whole = tuple(group.size for group in graph.groups)
     subnets = [rh.Subnet(f"subnet{k}", widths) for k, widths in enumerate((*BEST, whole), 1)]

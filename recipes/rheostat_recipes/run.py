@@ -86,6 +86,7 @@ def loaders(
     crop: int = 0,
     flip: bool = False,
     channels_last: bool = False,
+    cycle: int | None = None,
 ) -> tuple[rh.ImageLoader, rh.ImageLoader]:
     """Return the training loader, shuffled and augmented, and the test loader."""
     assert isinstance(images.train_images, np.ndarray) and isinstance(images.test_images, np.ndarray)
@@ -101,6 +102,7 @@ def loaders(
         seed=run.seed,
         device=run.device(),
         channels_last=channels_last,
+        cycle=cycle,
     )
     test = rh.ImageLoader(
         images.test_images,

@@ -39,12 +39,12 @@ class Task:
     batch_size: int
     crop: int
 
-    def loaders(self, run: Run) -> tuple[Images, Loader, Loader]:
-        """Return the data, and the loaders of training and test."""
+    def loaders(self, run: Run, cycle: int | None = None) -> tuple[Images, Loader, Loader]:
+        """Return the data, and the loaders of training and test; images in files do not come again in a cycle."""
         images = run.images(self.data, self.smoke_shape)
         if isinstance(images.train_images, ImageFiles):
             return images, *file_loaders(images, run, batch_size=self.batch_size)
-        size = {"batch_size": self.batch_size, "crop": self.crop}
+        size = {"batch_size": self.batch_size, "crop": self.crop, "cycle": cycle}
         return images, *loaders(images, run, **size, flip=True, channels_last=True)
 
     def example(self, run: Run) -> torch.Tensor:

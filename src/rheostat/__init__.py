@@ -15,7 +15,7 @@ from rheostat.cost import cost
 
 if TYPE_CHECKING:
     from rheostat.energy import Memory, switch_cost
-    from rheostat.measure import accuracy, calibrate, latency
+    from rheostat.measure import accuracy, calibrate, engine_ms, latency
     from rheostat.run.engine import Engine
     from rheostat.run.export_c import export_c
     from rheostat.run.governor import Cap, EnergyGovernor, LatencyGovernor, SystemGovernor
@@ -98,6 +98,7 @@ __all__ = [  # noqa: RUF022  (sorted plainly; the rule takes NM for a constant)
     "choose",
     "cost",
     "cubic",
+    "engine_ms",
     "evaluate",
     "export_c",
     "export_onnx",
@@ -161,6 +162,7 @@ _HOMES = {
     "calibrate": "rheostat.measure",
     "choose": "rheostat.run.policy",
     "cubic": "rheostat.train.masks",
+    "engine_ms": "rheostat.measure",
     "evaluate": "rheostat.train.fit",
     "export_c": "rheostat.run.export_c",
     "export_onnx": "rheostat.train.export",

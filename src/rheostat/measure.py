@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rheostat.run.engine import Engine
 from rheostat.run.policy import Profile
 
 if TYPE_CHECKING:
-    from rheostat.run.engine import Engine
+    from torch import nn
 
 
 def latency(engine: Engine, x: np.ndarray, repeats: int = 200, warmup: int = 10) -> list[tuple[float, float]]:
@@ -27,22 +30,41 @@ def latency(engine: Engine, x: np.ndarray, repeats: int = 200, warmup: int = 10)
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"latency: got repeats={repeats}, warmup={warmup}; want at least 1 and 0")
-    num_subnets = len(engine.subnets)
-    times_ms = np.empty((num_subnets, repeats))
     active = engine.active
     try:
-        for repeat in range(-warmup, repeats):
-            for index in range(num_subnets):
-                engine.select(index)
-                start = time.perf_counter_ns()
-                engine(x)
-                elapsed = time.perf_counter_ns() - start
-                if repeat >= 0:
-                    times_ms[index, repeat] = elapsed / 1e6
+        times_ms = _by_turns([(engine, index) for index in range(len(engine.subnets))], x, repeats, warmup)
     finally:
         engine.select(active)
     p50, p95 = np.percentile(times_ms, (50, 95), axis=1)
     return [(float(a), float(b)) for a, b in zip(p50, p95, strict=True)]
+
+
+def engine_ms(x: np.ndarray, *, threads: int = 1, repeats: int = 50) -> Callable[[nn.Module], float]:
+    """Give a function that says how many milliseconds a module takes on `x` in the engine: a cost for `slim`.
+
+    x: float32 [N, C, H, W]; the whole batch counts as one inference. Each module is traced, saved and loaded. It takes
+    turns with the first one that was measured, and its time is that one's times the median ratio, so that a machine
+    which slows down in between does not change what is faster. The function raises ValueError for modules that `trace`
+    refuses, ArtifactError for those that the engine does not run. Needs PyTorch.
+
+    >>> slimmed = slim(net, validation, budgets=(0.2, 0.4), cost=engine_ms(x))  # doctest: +SKIP
+    """
+    if repeats < 1:
+        raise ValueError(f"engine_ms: got repeats={repeats}; want at least 1")
+    first: Engine | None = None
+    first_ms = 0.0
+
+    def milliseconds(module: nn.Module) -> float:
+        nonlocal first, first_ms
+        engine = _engine_of(module, x, threads)
+        if first is None:
+            first, first_ms = engine, float(np.median(_by_turns([(engine, 0)], x, repeats)))
+            return first_ms
+        with engine:
+            own, reference = _by_turns([(engine, 0), (first, 0)], x, repeats)
+        return first_ms * float(np.median(own / reference))
+
+    return milliseconds
 
 
 def accuracy(engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[float]:
@@ -90,3 +112,34 @@ def calibrate(
     measured = np.array([latency(engine, x[:size], repeats) for size in batches])
     p50, p95 = np.maximum.accumulate(measured, axis=0).transpose(2, 1, 0).tolist()
     return Profile(tuple(batches), tuple(map(tuple, p50)), tuple(map(tuple, p95)))
+
+
+def _by_turns(
+    subnets: Sequence[tuple[Engine, int]], x: np.ndarray, repeats: int, warmup: int = 10
+) -> np.ndarray:
+    """Milliseconds [subnet, repeat] of subnets that run on `x` one after the other, again and again."""
+    times_ms = np.empty((len(subnets), repeats))
+    for repeat in range(-warmup, repeats):
+        for row, (engine, index) in enumerate(subnets):
+            engine.select(index)
+            start = time.perf_counter_ns()
+            engine(x)
+            elapsed = time.perf_counter_ns() - start
+            if repeat >= 0:
+                times_ms[row, repeat] = elapsed / 1e6
+    return times_ms
+
+
+def _engine_of(module: nn.Module, x: np.ndarray, threads: int) -> Engine:
+    import torch
+
+    from rheostat.train.graph import trace
+    from rheostat.train.lower import save
+    from rheostat.train.sample import uniform
+    from rheostat.train.supernet import Supernet
+
+    graph = trace(module, torch.from_numpy(x))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "module.safetensors"
+        save(Supernet(graph, uniform(graph, (1.0,))), path)
+        return Engine(path, threads=threads)

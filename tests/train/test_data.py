@@ -111,6 +111,15 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_only() -> None:
     assert not torch.equal(epoch(loader(seed=1, **settings), 0), want[0])
 
 
+def test_a_cycle_gives_the_first_epochs_again() -> None:
+    settings = {"shuffle": True, "crop": 1, "flip": True}
+    endless, cyclic = loader(**settings), loader(cycle=2, **settings)
+    first = [[x for x, _ in endless] for _ in range(2)]
+    for number in (0, 1, 0, 1):
+        assert all(map(torch.equal, first[number], [x for x, _ in cyclic]))
+    assert repr(cyclic) == repr(endless)[:-1] + ", cycle=2)"
+
+
 def test_channels_last_changes_the_layout_only() -> None:
     (plain, _), (last, _) = (
         next(iter(loader(size=5, shuffle=True, crop=1, channels_last=flag))) for flag in (False, True)
@@ -143,6 +152,7 @@ def test_the_global_generator_is_left_alone() -> None:
         ({"mean": (120.0, 120.0, 120.0)}, "pixels / 255"),
         ({"std": (0.1, 0.0, 0.1)}, "above 0"),
         ({"crop": -1}, "crop=-1"),
+        ({"cycle": 0}, "cycle=0"),
     ],
 )
 def test_mistakes_are_told(change: dict[str, Any], message: str) -> None:

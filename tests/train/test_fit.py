@@ -249,6 +249,37 @@ def test_a_teacher_is_copied_frozen_and_asked_once_a_step() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
+def test_batches_that_come_again_are_not_asked_about_again() -> None:
+    train, _ = digits()
+    pixels = train._images_MHWC[:192].permute(0, 3, 1, 2)
+    loader = ImageLoader(
+        pixels, train._labels_M[:192], 64, mean=[0.29], std=[0.35], crop=1, shuffle=True, cycle=2
+    )
+    calls: list[Tensor] = []
+    teacher = Small().eval()
+    teacher.linear.register_forward_hook(lambda module, args, out: calls.append(out))
+    net, other = supernet(), supernet()
+    fit(net, loader, epochs=5, teacher=teacher, progress=False)
+    assert len(calls) == 2 * len(loader)
+    # The same batches from a loader that says nothing of it.
+    fit(other, Unknown(loader), epochs=5, teacher=teacher, progress=False)
+    assert len(calls) == (2 + 5) * len(loader)
+    assert_same_state(other, net)
+
+
+class Unknown:
+    """Another loader that gives what this one does."""
+
+    def __init__(self, loader: ImageLoader) -> None:
+        self.set_epoch, self._loader = loader.set_epoch, loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._loader)
+
+
 def test_distillation_alone_ignores_the_labels_and_brings_all_widths_to_the_teacher() -> None:
     train, _ = digits()
     teacher_net = supernet((1.0,))

@@ -631,3 +631,19 @@ def test_slim_meets_its_budgets_and_keeps_what_it_can(trained: Graph, digits: tu
     assert by_parameters.cost(0).parameters <= 2000
     with pytest.raises(ValueError, match="slim"):
         rh.slim(net, digits[1], (1.0,), step=0.5)
+
+
+def test_slim_meets_budgets_of_milliseconds_measured_in_the_engine(trained: Graph, digits: tuple) -> None:
+    net, measured = rh.Supernet(trained, rh.uniform(trained, (1.0,))), {}
+    cost = rh.engine_ms(np.zeros((64, 1, 8, 8), np.float32), repeats=20)
+
+    def recorded(module: nn.Module) -> float:
+        widths = tuple(p.shape[0] for p in module.parameters())
+        measured[widths] = cost(module)
+        return measured[widths]
+
+    budget = 0.8 * recorded(net.extract(-1))
+    slimmed = rh.slim(net, digits[1], (budget,), cost=recorded, step=0.25, round_to=4)
+    chosen = tuple(p.shape[0] for p in slimmed.extract(0).parameters())
+    assert measured[chosen] <= budget and len(measured) > 2
+    assert all(w % 4 == 0 for w in slimmed.subnets[0].widths[:-1])

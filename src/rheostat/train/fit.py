@@ -104,7 +104,8 @@ def fit(
         another one from two parameter groups, the second with `weight_decay=0.0`; these four are then its own business.
     warmup: epochs (a fraction will do) of linear rise before the cosine takes the learning rate to 0.
     teacher: a larger trained network: every subnet learns `(1 - distill) * CE(labels) + distill * temperature**2 *
-        KL(teacher || subnet)`, where both logits are divided by `temperature`. It is copied, frozen, in eval mode.
+        KL(teacher || subnet)`, where both logits are divided by `temperature`. It is copied, frozen, in eval mode, and
+        asked about each batch once: see `ImageLoader`'s `cycle`.
     inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
     sandwich: train the largest, the smallest and two random subnets each step, not all.
     subnets: train these alone, by index or name; None for all.
@@ -190,15 +191,24 @@ def fit(
     if guide is not None and compile:
         # Its norms are constant and go into the convolutions: a third less time for a ResNet-44.
         guide = torch.compile(guide, dynamic=False, options={"efficient_conv_bn_eval_fx_passes": True})
+    cycle = steps * (loader.cycle or 0) if isinstance(loader, ImageLoader) else 0
+    answers: dict[int, Tensor] = {}  # of the teacher, to batches that come again
+
+    def answer(number: int, x: Any) -> Tensor:
+        assert guide is not None
+        if cycle and number % cycle in answers:
+            return answers[number % cycle]
+        with torch.no_grad():
+            logits = logits_of(guide, x, autocast)
+        if cycle:
+            answers[number % cycle] = logits
+        return logits
 
     def train_step(
         number: int, rate: float, x: Any, y: Tensor, picked: Sequence[int], losses: Tensor, hits: Tensor
     ) -> None:
         """One step on one batch; writes the loss and the number of right answers of each subnet `picked`."""
-        soft = torch.empty(0)
-        if guide is not None:
-            with torch.no_grad():
-                soft = logits_of(guide, x, autocast)
+        soft = torch.empty(0) if guide is None else answer(number, x)
         net.attach_grads_()
         for k in sorted(picked, reverse=True):
             logits = logits_of(modules[k], x, autocast)
