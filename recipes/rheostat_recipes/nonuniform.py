@@ -93,10 +93,10 @@ def resnet20_cifar10_multi_path_individual(run: Run) -> Result:
 
 
 def resnet20_cifar10_multi_path_free(run: Run) -> Result:
-    """Ours-M with every subnet sampled from the whole network, as in the paper: masks that do not nest.
+    """Ours-M with every subnet sampled from the whole network, as in the paper: masks that need not nest.
 
-    Beside `resnet20_cifar10_multi_path_nested` it says what nesting costs. Its tensors are gathered, so training is
-    slower, and there is no artifact.
+    Beside `resnet20_cifar10_multi_path_nested` it says what nesting costs. Where they do not nest, tensors are
+    gathered, training is slower, and there is no artifact. With seed 0 they nest.
 
     Command: `rheostat train resnet20_cifar10_multi_path_free --data DIR`. Expected: 80.7, 86.3, 88.4, 89.9 % (paper).
     Time: not run yet; as `resnet20_cifar10_multi_path`, a little more for the copies.
