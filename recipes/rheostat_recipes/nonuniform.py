@@ -99,7 +99,7 @@ def resnet20_cifar10_multi_path_free(run: Run) -> Result:
     gathered, training is slower, and there is no artifact. With seed 0 they nest.
 
     Command: `rheostat train resnet20_cifar10_multi_path_free --data DIR`. Expected: 80.7, 86.3, 88.4, 89.9 % (paper).
-    Time: with `--epochs 20`, about two and a half hours on 2 cores.
+    Time: with `--epochs 20`, about two and a half hours on 2 cores that had other work besides.
     """
     return _dynamic("resnet20_cifar10_multi_path_free", run, CIFAR10, FREE)
 
