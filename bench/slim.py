@@ -1,6 +1,6 @@
 """What a budget of milliseconds buys that one of operations does not: a trained network, slimmed by both.
 
-    python bench/slim.py DIR    # DIR holds cifar10/; one core, not timed yet
+    python bench/slim.py DIR    # DIR holds cifar10/; one core, 12 minutes
 
 The ResNet-20 that is kept with the recipes is narrowed without training: to shares of its operations, a quarter of a
 layer at a time, and then to the milliseconds that those subnets take in the engine (one image, one thread). Both see

@@ -119,7 +119,7 @@ def relative_error(got: object, want: object) -> float:
     assert pairs
     for a, b in pairs:
         assert a.shape == b.shape, f"{tuple(a.shape)} and {tuple(b.shape)}"
-        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-6)))
+        worst = max(worst, float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1e-6)))
     return worst
 
 

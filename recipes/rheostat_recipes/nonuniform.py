@@ -108,7 +108,7 @@ def resnet20_cifar10_multi_path_nested(run: Run) -> Result:
     """The free family of Ours-M, nested with all widths left as they are (`rh.nest`, by votes).
 
     Command: `rheostat train resnet20_cifar10_multi_path_nested --data DIR`. Expected: unknown, not in the paper.
-    Time: not run yet; 60 epochs besides the sampling of `resnet20_cifar10_multi_path_free`.
+    Time: as `resnet20_cifar10_multi_path_free`, with whose sampling it begins.
     """
     return _dynamic("resnet20_cifar10_multi_path_nested", run, CIFAR10, FREE, nest=True)
 

@@ -633,6 +633,30 @@ def test_slim_meets_its_budgets_and_keeps_what_it_can(trained: Graph, digits: tu
         rh.slim(net, digits[1], (1.0,), step=0.5)
 
 
+def test_slim_saves_the_most_where_the_loss_does_not_rise() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.narrow_out = nn.Linear(2, 4), nn.Linear(4, 2)
+            self.wide, self.wide_out = nn.Linear(2, 64), nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.narrow_out(self.narrow(x).relu()) + self.wide_out(self.wide(x).relu())
+
+    model = Two()
+    with torch.no_grad():  # the last quarter of either layer speaks for the wrong class
+        for name, size in (("narrow", 4), ("wide", 64)):
+            hidden, out = getattr(model, name), getattr(model, name + "_out")
+            hidden.weight.fill_(0.5), hidden.bias.zero_(), out.weight.zero_(), out.bias.zero_()
+            out.weight[1, -(size // 4) :] = 16 / size
+    graph = rh.trace(model, torch.ones(1, 2))
+    net = rh.Supernet(graph, rh.uniform(graph, (1.0,)))
+    data = [(torch.ones(8, 2), torch.zeros(8, dtype=torch.long))]
+    slimmed = rh.slim(net, data, (net.cost(-1).macs - 1,), step=0.25)
+    assert slimmed.extract(0).wide.out_features == 48  # 64 operations for the same loss, not 4
+    assert slimmed.extract(0).narrow.out_features == 4
+
+
 def test_slim_meets_budgets_of_milliseconds_measured_in_the_engine(trained: Graph, digits: tuple) -> None:
     net, measured = rh.Supernet(trained, rh.uniform(trained, (1.0,))), {}
     cost = rh.engine_ms(np.zeros((64, 1, 8, 8), np.float32), repeats=20)

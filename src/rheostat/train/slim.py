@@ -33,8 +33,9 @@ def slim(
     """Narrow the largest subnet greedily, and give a supernet of the subnets that first meet each budget (AutoSlim).
 
     Each round tries every channel group narrower by `step` of its size, with norm statistics measured anew, and keeps
-    the try whose loss on `loader` rises least for what it saves. Units go in the order of the supernet. The result
-    starts from the trained weights, holds the largest subnet too, and is to be trained on with `fit`.
+    the try whose loss on `loader` rises least for what it saves; of several that do not rise, the one that saves most.
+    Units go in the order of the supernet. The result starts from the trained weights, holds the largest subnet too, and
+    is to be trained on with `fit`.
 
     budgets: the most a subnet may cost: multiply-accumulates, or whatever `cost` says of a small module, such as its
         measured latency (a noisy one may keep the search from saving anything: measure medians).
@@ -79,7 +80,8 @@ def slim(
                     f"slim: got a budget of {budget:.6g}; want at least {spent:.6g}, what remains."
                 )
             losses = {t: loss(t) for t in prices}
-            widths = min(prices, key=lambda t: (losses[t] - now) / (spent - prices[t]))
+            # Where the loss does not rise there is nothing to weigh: the most is saved.
+            widths = min(prices, key=lambda t: (max(0.0, losses[t] - now) / (spent - prices[t]), prices[t]))
             now, spent = losses[widths], prices[widths]
         found.append(subnet_of(graph, f"{budget:g}", graph.kept(widths)))
     whole = Subnet(net.names[-1], net.subnets[-1].widths)
