@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -300,6 +301,18 @@ def test_compiled_sampling_finds_the_same_subnets(trained: Graph, digits: tuple)
     )
     assert tuple(found) == tuple(plain)
     assert found.snapshots[0].step == plain.snapshots[0].step
+    # However many models of one class there are, each is compiled.
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        paths = rh.multi_path(
+            trained,
+            digits[0],
+            QUICK,
+            macs=(*macs, 0.6 * macs[0]),
+            compile=True,
+            channels_last=True,
+            progress=False,
+        )
+    assert paths[1] == dataclasses.replace(found[0], name="subnet2")
 
 
 def test_multi_path_inside_previous_nests(trained: Graph, digits: tuple) -> None:
@@ -312,6 +325,42 @@ def test_multi_path_inside_previous_nests(trained: Graph, digits: tuple) -> None
     ]
     assert found.seconds >= sum(s.seconds for s in found.snapshots) * 0.99
     assert rh.Supernet(trained, found).nested
+
+
+def test_a_path_inside_another_is_one_of_the_small_model_alone(trained: Graph, digits: tuple) -> None:
+    macs = trained.cost(tuple(g.size for g in trained.groups)).macs
+    lasso = rh.Lasso(epochs=12, lr=0.02, strength=0.1, min_width=0.0, min_units=2)
+    found = rh.multi_path(trained, digits[0], lasso, macs=(0.6 * macs, 0.3 * macs), progress=False)
+    units = found[1].units
+    assert units is not None
+    first, second = list(units[0]), list(units[1])
+    alone = cnn()  # cut by hand
+    alone[0], alone[1] = nn.Conv2d(1, len(first), 3, 2, 1, bias=False), nn.BatchNorm2d(len(first))
+    alone[3], alone[7] = nn.Conv2d(len(first), len(second), 3, 2, 1), nn.Linear(len(second), 10)
+    state = trained.model.state_dict()
+    cut = {n: t[first] if t.dim() and n.startswith(("0.", "1.")) else t for n, t in state.items()}
+    cut["3.weight"], cut["3.bias"] = state["3.weight"][second][:, first], state["3.bias"][second]
+    cut["7.weight"] = state["7.weight"][:, second]
+    alone.load_state_dict(cut)
+    small = rh.single_path(graph_of(alone), digits[0], lasso, macs=(0.3 * macs,), progress=False)
+    assert small.snapshots[0].step == found.snapshots[0].step
+    assert small[0].units is not None and found[0].units is not None
+    assert [first[i] for i in small[0].units[0]] == list(found[0].units[0])
+    assert [second[i] for i in small[0].units[1]] == list(found[0].units[1])
+
+
+def test_paths_inside_others_where_zero_padding_chains_groups(digits: tuple) -> None:
+    torch.manual_seed(0)
+    graph = graph_of(CifarResNet(1, in_channels=1))
+    background = rh.Supernet(graph, rh.uniform(graph, (1.0,)))
+    rh.fit(background, digits[0], epochs=3, progress=False)
+    graph = graph_of(background.extract(-1))
+    assert graph.chained
+    macs = graph.cost(tuple(g.size for g in graph.groups)).macs
+    lasso = rh.Lasso(epochs=12, lr=0.02, shrink=12.0, min_units=2)
+    found = rh.multi_path(graph, digits[0], lasso, macs=(0.8 * macs, 0.6 * macs), progress=False)
+    assert [s.macs <= t * macs for s, t in zip(found.snapshots, (0.6, 0.8), strict=True)] == [True, True]
+    assert rh.Supernet(graph, found).nested
 
 
 def test_multi_path_by_strength_and_bisection(trained: Graph, digits: tuple) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.compiler.config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,6 +37,7 @@ from rheostat.train.loop import (
     steps_of,
     tensors_in,
     to_device,
+    variants,
 )
 from rheostat.train.norm import norms_in_rows
 from rheostat.train.supernet import Supernet
@@ -541,11 +541,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 @contextmanager
 def _quiet(num_subnets: int) -> Iterator[None]:
     """Settings of torch that many subnets of one class need; both are put back."""
-    many = torch.compiler.config.patch(  # pyright: ignore[reportAttributeAccessIssue]
-        # torch stops compiling the code of a class at its eighth variant, and every subnet is one.
-        recompile_limit=8 * (num_subnets + 1)
-    )
-    with warnings.catch_warnings(), many:
+    with warnings.catch_warnings(), variants(num_subnets):
         # Aliases have the layout of a slice, not of a small tensor: that is the point of them.
         warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
         yield

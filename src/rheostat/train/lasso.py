@@ -19,9 +19,19 @@ from torch.nn import functional as F
 from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train.graph import Graph
-from rheostat.train.loop import batches_of, decay_groups, logits_of, progress_bar, seeded, steps_of, to_device
+from rheostat.train.loop import (
+    batches_of,
+    decay_groups,
+    logits_of,
+    progress_bar,
+    seeded,
+    steps_of,
+    to_device,
+    variants,
+)
 from rheostat.train.norm import norms_in_rows
 from rheostat.train.sample import subnet_of, uniform
+from rheostat.train.small import module_of
 from rheostat.train.supernet import Supernet
 
 
@@ -161,8 +171,9 @@ def multi_path(
     macs, parameters, strengths: give one of them: what a subnet may have at most, or its lambda.
     bisections: 0 stops a run as soon as it crosses its target. Otherwise so many complete runs look for the lambda with
         which the last step comes closest to the target from below, in the logarithm of lambda.
-    inside_previous: each smaller subnet is sampled inside the one before, so that they nest. Otherwise every run is
-        free, as in the paper; see `nest`. Free runs of one lambda and one order of samples are one and the same run.
+    inside_previous: each smaller subnet is sampled inside the one before, so that they nest: in a model of that one's
+        size, or in the whole with zeros where zero padding chains groups. Otherwise every run is free, as in the paper;
+        see `nest`. Free runs of one lambda and one order of samples are one and the same run.
     checkpoint: one file for each run is written beside this path.
 
     Raises ValueError as `single_path` does.
@@ -187,7 +198,8 @@ def multi_path(
         number += 1
         setting = replace(lasso, strength=lasso.strength if strength is None else strength)
         run = _Run(graph, loader, setting, precision, compile, channels_last, seed, progress)
-        taken, seconds = run(targets, inside, own, resume)
+        with variants(max(map(len, (macs, parameters, strengths)))):  # each has a size of its own
+            taken, seconds = run(targets, inside, own, resume)
         total += seconds
         return taken[0]
 
@@ -248,10 +260,17 @@ class Pruner:
     The norm of a unit is over all the weights that produce it (a filter; for channels coupled by additions, the filters
     of every member, a shortcut's included), as one vector. Weights that only read it do not count: they belong to other
     filters, each in its own term of the sum.
+
+    alive, present: True for the units that are alive, and for those that `model` has; None for all.
     """
 
     def __init__(
-        self, graph: Graph, model: nn.Module, lasso: Lasso, inside: np.ndarray | None = None
+        self,
+        graph: Graph,
+        model: nn.Module,
+        lasso: Lasso,
+        alive: np.ndarray | None = None,
+        present: np.ndarray | None = None,
     ) -> None:
         self.graph, self.lasso = graph, lasso
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -263,7 +282,7 @@ class Pruner:
         floors = [g.size if g.pinned else min(g.size, self._floor(g.size)) for g in graph.groups]
         self.floors = tuple(floors)
         self.group_of = torch.from_numpy(group_of).to(device)
-        alive = np.ones(num_units + 1, bool) if inside is None else inside.copy()
+        alive = np.ones(num_units + 1, bool) if alive is None else alive.copy()
         self.alive = torch.from_numpy(alive).to(device)
         self.counts = [int(alive[group_of == g].sum()) for g in range(len(graph.groups))]
         # (parameter, dim, the unit at each index, whether these weights produce the unit)
@@ -272,7 +291,8 @@ class Pruner:
         for name, dims in graph.axes.items():
             for dim, units in enumerate(dims):
                 if name in parameters and units is not None and (units >= 0).any():
-                    where = torch.from_numpy(units % (num_units + 1)).to(device)
+                    where = units % (num_units + 1)
+                    where = torch.from_numpy(where if present is None else where[present[where]]).to(device)
                     produces = weights.get(name) == dim and name not in graph.private
                     self._axes.append((parameters[name], dim, where, produces))
         self._find_free()
@@ -413,7 +433,7 @@ class _Targets:
 
 @dataclass(frozen=True)
 class _Run:
-    """One training of a copy of the background model."""
+    """One training of a copy of the background model, or of its units `inside` alone."""
 
     graph: Graph
     loader: Iterable[tuple[Any, Tensor]]
@@ -436,7 +456,9 @@ class _Run:
             raise ValueError(f"Lasso: got precision={self.precision!r}; want 'float32' or 'bfloat16'.")
         lasso, graph = self.lasso, self.graph
         steps = steps_of(self.loader)
-        model = copy.deepcopy(graph.model).train()
+        present = None if graph.chained else inside
+        model = copy.deepcopy(graph.model) if present is None else module_of(graph, graph.model, present)
+        model.train()
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         device = next(model.parameters()).device
@@ -444,7 +466,7 @@ class _Run:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         decaying = decay_groups(model, {"weight_decay": lasso.weight_decay})
         optim = torch.optim.SGD(decaying, lasso.lr, lasso.momentum)
-        pruner = Pruner(graph, model, lasso, inside)
+        pruner = Pruner(graph, model, lasso, inside, present)
         pruner.hold_(optim)
         strength = pruner.strength(lasso.epochs * steps)
         amount = strength * lasso.lr / (1 - lasso.momentum)
@@ -476,7 +498,7 @@ class _Run:
                 taken.append((keep, Snapshot(**record)))
             alive = np.zeros(len(pruner.alive), bool)
             alive[saved.state["alive"]] = True
-            pruner = Pruner(graph, model, lasso, alive)
+            pruner = Pruner(graph, model, lasso, alive, present)
 
         def bury(unit: int, epoch: int, step: int) -> None:
             """One unit at a time, so that a subnet is as large as its target lets it be."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from rheostat.train.data import epoch_seed
@@ -125,6 +126,12 @@ def seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(epoch_seed(seed, epoch))
         yield
+
+
+def variants(count: int) -> AbstractContextManager[None]:
+    """Let so many models of one class be compiled: torch stops at the eighth variant of its code."""
+    limit = 8 * (count + 1)
+    return torch.compiler.config.patch(recompile_limit=limit)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
