@@ -103,7 +103,8 @@ def resnet20_cifar10_distill20(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, every width taught by a ResNet-20 (Table 1, FP, and Table 5, ResNet20).
 
     Command: `rheostat train resnet20_cifar10_distill20 --data DIR`, with the published weights in DIR: see
-    `resnet20_cifar10_distill`. Expected: 81.0, 87.5, 90.2 and 91.1 % (paper). Time: 60 epochs, not run yet.
+    `resnet20_cifar10_distill`. Expected: 81.0, 87.5, 90.2 and 91.1 % (paper); with
+    `--epochs 20`: 78.7, 87.6, 90.5 and 91.4 %. Time: then two hours on one core.
     """
     return _distilled("resnet20_cifar10_distill20", run, resnet20(), "resnet20-12fca82f.th")
 
