@@ -133,7 +133,8 @@ def resnet20_cifar10_16b(run: Run) -> Result:
     """The network of `resnet20_cifar10_distill20` in 16-bit integers (Table 1, 16b).
 
     Command: `rheostat train resnet20_cifar10_16b --data DIR`; trains that network first where it is not yet.
-    Expected: 80.7, 87.0, 89.8 and 91.0 % (paper). Time: minutes for the rounding; not run yet.
+    Expected: 80.7, 87.0, 89.8 and 91.0 % (paper); of 20
+    epochs: 78.7, 87.6, 90.5 and 91.4 %. Time: the rounding takes half a minute.
     """
     return _rounded("resnet20_cifar10_16b", run, 16)
 
@@ -142,7 +143,8 @@ def resnet20_cifar10_8b(run: Run) -> Result:
     """The network of `resnet20_cifar10_distill20` in 8-bit integers (Table 1, 8b).
 
     Command: `rheostat train resnet20_cifar10_8b --data DIR`; trains that network first where it is not yet.
-    Expected: 80.6, 86.9, 89.8 and 91.1 % (paper). Time: minutes for the rounding; not run yet.
+    Expected: 80.6, 86.9, 89.8 and 91.1 % (paper); of 20
+    epochs: 79.0, 87.6, 90.4 and 91.5 %. Time: the rounding takes half a minute.
     """
     return _rounded("resnet20_cifar10_8b", run, 8)
 
