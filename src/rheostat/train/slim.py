@@ -82,7 +82,7 @@ def slim(
             losses = {t: loss(t) for t in prices}
             # Where the loss does not rise there is nothing to weigh: the most is saved.
             widths = min(prices, key=lambda t: (max(0.0, losses[t] - now) / (spent - prices[t]), prices[t]))
-            now, spent = losses[widths], prices[widths]
+            now, spent = losses[widths], price(widths)  # anew: the least of many noisy prices is too low
         found.append(subnet_of(graph, f"{budget:g}", graph.kept(widths)))
     whole = Subnet(net.names[-1], net.subnets[-1].widths)
     slimmed = Supernet(graph, [*reversed(found), whole])
