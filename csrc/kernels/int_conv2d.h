@@ -22,14 +22,18 @@ enum { RH_TILE = 2, RH_PANELS = 1 };
 #define RH_LOAD RH_PASTE(rh_load_, RH_WEIGHT)
 #define RH_WIDEN RH_PASTE(rh_widen_, RH_WEIGHT)
 #define RH_ADD RH_PASTE(rh_add_, RH_SUM)
+#define RH_DOTS RH_PASTE(rh_dots_, RH_SUM)
 #define RH_DOT RH_PASTE(rh_dot_, RH_SUM)
+#define RH_COLLECT RH_PASTE(rh_collect_, RH_SUM)
+#define RH_ROWS RH_PASTE(RH_ROWS_, RH_SUM)
+#define RH_MANY (RH_ROWS < INT32_MAX) /* the dots may have to be collected more than once */
 #define RH_PASTE(a, b) RH_PASTE_(a, b)
 #define RH_PASTE_(a, b) a##b
 
 /* A pair of rows for all pixels of a tile: x[m][i] and its neighbour. At the ends of a run one may be missing. */
 enum { BOTH, ONLY_FIRST, ONLY_SECOND };
 
-RH_INLINE void pair(RH_SUMS (*restrict sums)[RH_PANELS * RH_VECTORS], const int16_t *const *x, int i,
+RH_INLINE void pair(RH_DOTS (*restrict dots)[RH_PANELS * RH_VECTORS], const int16_t *const *x, int i,
                     const RH_WEIGHT *w, int64_t panel_stride, const int which, const int tile, const int panels) {
     rh_pairs weights[RH_PANELS * RH_VECTORS];
 #pragma GCC unroll 8
@@ -39,40 +43,63 @@ RH_INLINE void pair(RH_SUMS (*restrict sums)[RH_PANELS * RH_VECTORS], const int1
     for (int m = 0; m < tile; m++) {
         const rh_pairs xs = which == BOTH ? rh_both(x[m] + i) : rh_lone(x[m] + i, which == ONLY_FIRST);
 #pragma GCC unroll 8
-        for (int v = 0; v < panels * RH_VECTORS; v++) RH_DOT(&sums[m][v], xs, weights[v]);
+        for (int v = 0; v < panels * RH_VECTORS; v++) RH_DOT(&dots[m][v], xs, weights[v]);
+    }
+}
+
+/* Moves into the sums what the dots hold. */
+RH_INLINE void collect(RH_SUM (*restrict sums)[RH_PANELS * RH_LANES], RH_DOTS (*restrict dots)[RH_PANELS * RH_VECTORS],
+                       const int tile, const int panels) {
+#pragma GCC unroll 16
+    for (int m = 0; m < tile; m++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < panels * RH_VECTORS; v++) {
+            RH_COLLECT(sums[m] + v * RH_WIDE, &dots[m][v]);
+            dots[m][v] = (RH_DOTS){0};
+        }
     }
 }
 
 RH_INLINE void tile(const rh_conv2d_unit *u, const rh_pixels *p, int first, int channel, int channels,
                     const int tile, const int panels) {
-    RH_SUMS sums[RH_TILE][RH_PANELS * RH_VECTORS];
+    RH_DOTS dots[RH_TILE][RH_PANELS * RH_VECTORS];
+    RH_SUM sums[RH_TILE][RH_PANELS * RH_LANES];
 #pragma GCC unroll 16
     for (int m = 0; m < tile; m++) {
 #pragma GCC unroll 8
-        for (int v = 0; v < panels * RH_VECTORS; v++) sums[m][v] = (RH_SUMS){0};
+        for (int v = 0; v < panels * RH_VECTORS; v++) dots[m][v] = (RH_DOTS){0};
+        for (int n = 0; RH_MANY && n < panels * RH_LANES; n++) sums[m][n] = 0;
     }
     const RH_WEIGHT *panel = (const RH_WEIGHT *)u->panel + channel / RH_LANES * u->panel_stride;
+    int room = RH_ROWS;
     for (int r = 0; r < u->num_runs; r++) {
         const rh_run_of_rows run = u->runs[r];
-        const RH_WEIGHT *w = panel + run.row / 2 * (int64_t)(2 * RH_LANES);
         const int16_t *x[RH_TILE];
-        int i = run.row % 2;
 #pragma GCC unroll 16
         for (int m = 0; m < tile; m++) x[m] = (const int16_t *)p->input[first + m] + u->input + run.input;
-        if (i == 1) {
-            pair(sums, x, 0, w, u->panel_stride, ONLY_SECOND, tile, panels);
-            w += 2 * RH_LANES;
+        for (int i = 0, stop; i < run.length; i = stop) {
+            if (RH_MANY && room == 0) {
+                collect(sums, dots, tile, panels);
+                room = RH_ROWS;
+            }
+            stop = run.length - i < room ? run.length : i + room;
+            room -= stop - i;
+            const RH_WEIGHT *w = panel + (run.row + i) / 2 * (int64_t)(2 * RH_LANES);
+            if ((run.row + i) % 2 == 1) {
+                pair(dots, x, i, w, u->panel_stride, ONLY_SECOND, tile, panels);
+                i++;
+                w += 2 * RH_LANES;
+            }
+            for (; i + 2 <= stop; i += 2, w += 2 * RH_LANES)
+                pair(dots, x, i, w, u->panel_stride, BOTH, tile, panels);
+            if (i < stop) pair(dots, x, i, w, u->panel_stride, ONLY_FIRST, tile, panels);
         }
-        for (; i + 2 <= run.length; i += 2, w += 2 * RH_LANES)
-            pair(sums, x, i, w, u->panel_stride, BOTH, tile, panels);
-        if (i < run.length) pair(sums, x, i, w, u->panel_stride, ONLY_FIRST, tile, panels);
     }
+    collect(sums, dots, tile, panels);
     for (int b = 0; b < panels; b++) {
-        for (int m = 0; m < tile; m++) {
-            RH_SUM sum[RH_LANES];
-            memcpy(sum, &sums[m][b * RH_VECTORS], sizeof sum);
-            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sum, &u->after.requant);
-        }
+        for (int m = 0; m < tile; m++)
+            finish(p, first + m, u->output, channel + b * RH_LANES, channels - b * RH_LANES, sums[m] + b * RH_LANES,
+                   &u->after.requant);
     }
 }
 

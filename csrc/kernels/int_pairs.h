@@ -108,16 +108,33 @@ static inline void rh_add_int64_t(rh_sums_int64_t *sums, rh_words v) {
 #endif
 }
 
-static inline void rh_dot_int32_t(rh_sums_int32_t *sums, rh_pairs x, rh_pairs w) {
+/* What RH_WIDE sums hold while pairs are added. Those of 64 bits take the bytes of each weight apart, w = 256 high + low,
+ * into two sums of 32, which is exact for so many rows: 256 * 255 * (2^15 - 1) < 2^31. */
+typedef rh_words rh_dots_int32_t;
+typedef struct {
+    rh_words high;
+    rh_words low;
+} rh_dots_int64_t;
+enum { RH_ROWS_int32_t = INT32_MAX, RH_ROWS_int64_t = 256 };
+
+static inline void rh_dot_int32_t(rh_dots_int32_t *dots, rh_pairs x, rh_pairs w) {
 #if defined(__AVX512VNNI__)
-    *sums = (rh_words)_mm512_dpwssd_epi32((__m512i)*sums, (__m512i)w, (__m512i)x);
+    *dots = (rh_words)_mm512_dpwssd_epi32((__m512i)*dots, (__m512i)w, (__m512i)x);
 #else
-    rh_add_int32_t(sums, rh_products(x, w));
+    *dots += rh_products(x, w);
 #endif
 }
 
-static inline void rh_dot_int64_t(rh_sums_int64_t *sums, rh_pairs x, rh_pairs w) {
-    rh_add_int64_t(sums, rh_products(x, w));
+static inline void rh_dot_int64_t(rh_dots_int64_t *dots, rh_pairs x, rh_pairs w) {
+    rh_dot_int32_t(&dots->high, x, w >> 8);
+    rh_dot_int32_t(&dots->low, x, w & 255);
+}
+
+/* Moves into RH_WIDE sums what `dots` holds; into those of 64 bits by adding. */
+static inline void rh_collect_int32_t(int32_t *sum, const rh_dots_int32_t *dots) { memcpy(sum, dots, sizeof *dots); }
+
+static inline void rh_collect_int64_t(int64_t *sum, const rh_dots_int64_t *dots) {
+    for (int n = 0; n < RH_WIDE; n++) sum[n] += 256 * (int64_t)dots->high[n] + dots->low[n];
 }
 
 #endif

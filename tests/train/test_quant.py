@@ -110,6 +110,31 @@ def test_every_instruction_set_agrees(isa: str, tmp_path: Path, monkeypatch: pyt
         assert_bits(quantized, tmp_path / "a.safetensors", case.inputs(2))
 
 
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
+@pytest.mark.parametrize(
+    "build", [lambda: nn.Linear(1001, 20), lambda: nn.Conv2d(33, 20, 3)], ids=["linear", "conv"]
+)
+def test_sums_of_16_bits_are_exact_at_the_ends(
+    isa: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs as large as they get, low bytes of the weights, too; the sums stay where outputs do not saturate."""
+    monkeypatch.setenv("RHEOSTAT_ISA", isa)
+    layer = build()
+    shape = (1001,) if isinstance(layer, nn.Linear) else (33, 7, 7)
+    graph = rh.trace(nn.Sequential(layer).eval(), torch.randn(2, *shape))
+    path, x = tmp_path / "a.safetensors", np.full((2, *shape), 1e9, np.float32)
+    quantize(rh.Supernet(graph, rh.uniform(graph, (1.0,))), [torch.randn(16, *shape)], 16).save(path)
+    program, tensors = artifact.read(path)
+    weight = np.random.default_rng(0).integers(-4, 5, tensors["0.weight"].shape) * 256 - 1
+    artifact.write(path, program, tensors | {"0.weight": weight.astype(np.int16)})
+    program, tensors = artifact.read(path)
+    for sign in (1, -1):
+        want = integer.run(program, tensors, 0, sign * x)[0]
+        assert len(np.unique(want)) > 10
+        with Engine(path) as engine:
+            np.testing.assert_array_equal(engine(sign * x), want)
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(net=random_nets(), data=st.data())
 def test_random_networks_agree(net: nn.Module, data: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
