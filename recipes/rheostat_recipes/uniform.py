@@ -113,7 +113,8 @@ def resnet20_cifar10_distill32(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, every width taught by a ResNet-32 (Table 5, ResNet32).
 
     Command: `rheostat train resnet20_cifar10_distill32 --data DIR`, with the published weights in DIR: see
-    `resnet20_cifar10_distill`. Expected: 82.9, 88.6, 90.7 and 91.4 % (paper). Time: 60 epochs, not run yet.
+    `resnet20_cifar10_distill`. Expected: 82.9, 88.6, 90.7 and 91.4 % (paper); with
+    `--epochs 20`: 79.2, 87.2, 90.4 and 91.6 %. Time: then two and a half hours on one core.
     """
     return _distilled("resnet20_cifar10_distill32", run, resnet32(), "resnet32-d509ac18.th")
 
