@@ -43,8 +43,8 @@ def test_both_ways_to_choose_subnets_run(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     more = "\nfor net in (sampled, slimmed):\n    print(net.nested, min(rh.evaluate(net, held_out).values()) > 0.8)\n"
     more += "print([sampled.cost(k).macs <= share * macs for k, share in enumerate((0.25, 0.6, 1))])\n"
-    # Printed but for the milliseconds: with four processes on two cores they may show no try that saves any, and slim
-    # refuses. `engine_ms` has a test of its own.
+    # Printed but for the milliseconds, which a busy machine may disturb until no try seems to save any. `engine_ms` has
+    # a test of its own.
     measured = "cost = rh.engine_ms(np.zeros((32, 1, 8, 8), np.float32))"
     printed = example("docs/subnets.md")
     assert measured in printed
