@@ -112,16 +112,20 @@ def test_every_instruction_set_agrees(isa: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
 @pytest.mark.parametrize(
-    "build", [lambda: nn.Linear(1001, 20), lambda: nn.Conv2d(33, 20, 3)], ids=["linear", "conv"]
+    ("build", "shape"),
+    [
+        (lambda: nn.Linear(1001, 20), (1001,)),
+        (lambda: nn.Conv2d(33, 20, 3), (33, 7, 7)),
+        (lambda: nn.Conv2d(33, 33, 17, groups=33), (33, 20, 20)),
+    ],
+    ids=["linear", "conv", "depthwise"],
 )
 def test_sums_of_16_bits_are_exact_at_the_ends(
-    isa: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isa: str, build: Any, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs as large as they get, low bytes of the weights, too; the sums stay where outputs do not saturate."""
     monkeypatch.setenv("RHEOSTAT_ISA", isa)
-    layer = build()
-    shape = (1001,) if isinstance(layer, nn.Linear) else (33, 7, 7)
-    graph = rh.trace(nn.Sequential(layer).eval(), torch.randn(2, *shape))
+    graph = rh.trace(nn.Sequential(build()).eval(), torch.randn(2, *shape))
     path, x = tmp_path / "a.safetensors", np.full((2, *shape), 1e9, np.float32)
     quantize(rh.Supernet(graph, rh.uniform(graph, (1.0,))), [torch.randn(16, *shape)], 16).save(path)
     program, tensors = artifact.read(path)
