@@ -707,10 +707,12 @@ def test_slim_saves_the_most_where_the_loss_does_not_rise() -> None:
 
 
 def test_slim_meets_a_budget_measured_in_the_engine(trained: Graph, digits: tuple, tmp_path: Path) -> None:
-    # Of packed bytes, which grow by panels as milliseconds do, but need no clock. `engine_ms` has tests of its own.
+    # Of packed bytes, which grow by panels as milliseconds do, but need no clock; every try has milliseconds too.
     net, x, measured = rh.Supernet(trained, rh.uniform(trained, (1.0,))), digits[1][0][0], []
+    milliseconds = rh.engine_ms(np.zeros((64, 1, 8, 8), np.float32), repeats=1)
 
     def packed(module: nn.Module) -> int:
+        assert milliseconds(module) > 0
         graph = rh.trace(module, x)
         rh.save(rh.Supernet(graph, rh.uniform(graph, (1.0,))), tmp_path / "small.safetensors")
         with rh.Engine(tmp_path / "small.safetensors") as engine:
