@@ -15,7 +15,10 @@ RECIPES = ROOT / "recipes" / "rheostat_recipes"
 NATIVE_TO_PYTHON = set(sys.stdlib_module_names)
 
 # A module imports only from rooms its own room may see, and within a room only what stands to its left.
-CORE = ("spec", "program", "encodings", "artifact", "cost", "sizes", "energy")
+CORE = (
+    *("spec", "program", "program_json", "program_check", "encodings"),
+    *("artifact", "cost", "sizes", "energy"),
+)
 TRAIN = (
     *("rules", "graph", "sample", "masks", "small", "check", "order", "supernet", "distributed"),
     *("data", "loop", "checkpoint", "norm", "fit"),

@@ -23,7 +23,8 @@ from jsonschema import Draft202012Validator
 from attacks.hostile import take_apart, toy
 from attacks.test_integers import toy as integers
 from rheostat import artifact
-from rheostat.program import Conv2d, Input, Linear, Plan, Program, Segment, Value, plan, to_json
+from rheostat.program import Conv2d, Input, Linear, Plan, Program, Segment, Value, plan
+from rheostat.program_json import to_json
 from rheostat.spec import ArtifactError, SubnetInfo
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "artifact.schema.json").read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import rheostat.encodings as module
 from rheostat.encodings import codes, decode, encode
 from rheostat.program import ENCODINGS, LevelCode
 from rheostat.spec import ArtifactError
@@ -25,10 +23,6 @@ def array(*numbers: Any) -> np.ndarray:
 def bits(text: str) -> np.ndarray:
     digits = text.replace(" ", "")
     return array(*(int(digits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(digits), 8)))
-
-
-def test_examples() -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 # Two rows of three weights, three subnets: 0 1 3 / 2 0 3.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import rheostat.sizes as module
 from attacks.hostile import toy
 from rheostat import artifact
 from rheostat.encodings import codes, encode
@@ -18,10 +16,6 @@ from rheostat.sizes import break_even, size_report
 from rheostat.spec import SubnetInfo
 
 SPARSITIES = (0.6024, 0.405, 0.207)  # of LeNet-5 in the pruning paper, table 2
-
-
-def test_examples() -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(

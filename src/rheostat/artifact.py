@@ -19,20 +19,9 @@ from typing import BinaryIO
 import numpy as np
 
 from rheostat import encodings
-from rheostat.program import (
-    LEVELS,
-    MAX_BIAS,
-    Conv2d,
-    Linear,
-    Program,
-    Shapes,
-    check_name,
-    dump_json,
-    from_json,
-    load_json,
-    to_json,
-    validate,
-)
+from rheostat.program import LEVELS, MAX_BIAS, Conv2d, Linear, Program, Shapes
+from rheostat.program_check import validate
+from rheostat.program_json import check_name, dump_json, from_json, load_json, to_json
 from rheostat.spec import ArtifactError
 
 FORMAT = "rheostat"

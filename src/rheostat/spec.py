@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
+from typing import NoReturn
 
 
 class ArtifactError(Exception):
     """An artifact that cannot be trusted: the message says where, got, want and, where there is one, the fix."""
+
+
+def refuse(where: str, got: object, want: str) -> NoReturn:
+    """Raise the `ArtifactError` of one field, what it holds cut short."""
+    raise ArtifactError(f"{where}: got {reprlib.repr(got)}; want {want}")
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ from rheostat.program import (
     Value,
     plan,
     reads,
-    validate,
-    whole_groups,
 )
+from rheostat.program_check import validate, whole_groups
 from rheostat.spec import ArtifactError, Subnet
 from rheostat.train.graph import Graph
 from rheostat.train.rules import is_aten, module_path, op_name

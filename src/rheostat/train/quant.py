@@ -46,12 +46,10 @@ from rheostat.program import (
     Value,
     num_factors,
     plan,
-    pool_size,
     reads,
     tabled,
-    validate,
-    whole_groups,
 )
+from rheostat.program_check import pool_size, validate, whole_groups
 from rheostat.spec import ArtifactError, Quant
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train.loop import batches_of, rate_at, seeded, steps_of
