@@ -129,7 +129,7 @@ RH_API int32_t rh_model_build(const rh_model_desc *desc, rh_model **model, int32
 RH_API void rh_model_release(rh_model *model);
 RH_API int64_t
 rh_model_weight_bytes(const rh_model *model); /* packed weights and levels, scales and shifts of all subnets */
-RH_API const char *rh_model_isa(const rh_model *model); /* "generic", "avx2", "avx512" */
+RH_API const char *rh_model_isa(const rh_model *model); /* "generic", "avx2", "avx512", "avx512vnni" */
 
 /* `threads` >= 1 includes the calling thread. The active subnet is the largest. */
 RH_API int32_t rh_context_create(rh_model *model, int32_t threads, rh_context **context);

@@ -227,6 +227,11 @@ def _whole_shapes(program: Program, stored: Shapes, num_bytes: int) -> Shapes:
             raise ArtifactError(f"{where}: {name}{LEVELS} is {got}; want U8 [{code.index_bytes}]")
         whole[name], whole[name + LEVELS] = (stored[name][0], code.shape), ("U8", code.shape)
         total += math.prod(code.shape)
+    for name in stored:
+        if name.endswith(LEVELS) and name.removesuffix(LEVELS) not in program.levels:
+            raise ArtifactError(
+                f"tensor {name}: program.levels says nothing of it; want it there, or another name"
+            )
     if total > (limit := max(MAX_SPARSE, MAX_WEIGHTS_PER_BYTE * num_bytes)):
         raise ArtifactError(f"program.levels: {total} weights; want at most {limit} in {num_bytes} bytes")
     return whole

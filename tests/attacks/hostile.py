@@ -325,6 +325,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no ops and no reason": (program_edit(lambda p: p.update(ops=None)), "unsupported"),
     "no ops but values": (program_edit(lambda p: p.update(ops=None, unsupported="x")), "no values"),
     # What the program means
+    "levels that nothing declares": (renamed("n.num_batches_tracked", "a.weight@levels"), "says nothing of it"),
     "an unknown op": (op(3, op="system"), "ops[3].op"),
     "an op that is a list": (program_edit(lambda p: p["ops"].__setitem__(0, [])), "ops[0]"),
     "an unknown activation": (op(0, activation="eval"), "activation"),

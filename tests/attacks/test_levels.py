@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attacks.hostile import Json, header_edit, program_edit, put_together, take_apart
+from attacks.hostile import Json, header_edit, program_edit, put_together, renamed, take_apart
 from attacks.hostile import toy as without_levels
 from rheostat import artifact
 from rheostat.cost import count, counted
@@ -154,7 +154,8 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "levels of another tensor": (swap_levels("fc.weight", "z2"), "is no tensor; want"),
     "levels of a dense tensor": (swap_levels("fc.weight", "fc.bias"), "fc.bias is [5]; want the 2 kept weights"),
     "levels of a bias": (of_a_bias, "b.bias has levels; only a weight may have them"),
-    "levels that are forgotten": (program_edit(lambda p: p["levels"].pop("b.weight")), "b.weight"),
+    "levels that are forgotten": (program_edit(lambda p: p["levels"].pop("b.weight")), "b.weight@levels: program"),
+    "levels that nothing declares": (renamed("n.num_batches_tracked", "a.weight@levels"), "says nothing of it"),
     "a key missing": (program_edit(lambda p: p["levels"]["z"].pop("group")), "missing"),
     "a key too many": (code("z", code="x"), "unknown key"),
     "an unknown encoding": (code("z", encoding="zip"), "one of bitmap, nested, delta, pattern"),
