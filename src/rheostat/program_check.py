@@ -40,6 +40,7 @@ from rheostat.program import (
 )
 from rheostat.spec import ArtifactError, refuse
 
+MAX_BORDERED = 2**20  # numbers of a padded value that is not 16 times as large without
 MAX_SEGMENTS = 32_768  # read by all ops together; DenseNet-264, the worst usual case, has about 8,000
 
 
@@ -83,7 +84,24 @@ def validate(program: Program, shapes: Shapes) -> None:
             raise ArtifactError(
                 f"{where}: output value {op.output} is declared {_shape(got)}; want {_shape(want)}"
             )
+    _validate_borders(program)
     _validate_plan(program)
+
+
+def _validate_borders(program: Program) -> None:
+    """What convolutions pad lies in memory around their input, so it stays within a multiple of that."""
+    values = program.values
+    borders: dict[int, tuple[int, ...]] = {}
+    for i, op in enumerate(program.ops or ()):
+        if not isinstance(op, Conv2d):
+            continue
+        borders[op.input] = tuple(map(max, borders.get(op.input, (0, 0)), op.padding))
+        x = values[op.input]
+        size = x.full * math.prod(n + 2 * p for n, p in zip(x.space, borders[op.input], strict=True))
+        if size > (limit := max(MAX_BORDERED, 16 * x.full * x.area)):
+            refuse(
+                f"program.ops[{i}] (conv2d).padding", op.padding, f"at most {limit} numbers with the padding"
+            )
 
 
 def _validate_values(program: Program) -> None:

@@ -215,6 +215,15 @@ def op(index: int, **changes: Any) -> Callable[[bytes], bytes]:
     return program_edit(lambda p: p["ops"][index].update(changes))
 
 
+def vast_border(data: bytes) -> bytes:
+    """The first convolution pads by 6000 and skips nearly all of it: its output is 1x1, as all that follow are."""
+    header, program, tensors = take_apart(data)
+    program["ops"][0].update(padding=[6000, 6000], stride=[65535, 65535])
+    for value in program["values"][1:4]:
+        value["space"] = [1, 1]
+    return put_together(header, program, tensors)
+
+
 def tensor(name: str, **changes: Any) -> Callable[[bytes], bytes]:
     return header_edit(lambda h: h[name].update(changes))
 
@@ -278,6 +287,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an empty name": (renamed("n.num_batches_tracked", ""), "printable name"),
     "a long name": (renamed("n.num_batches_tracked", "a" * 257), "printable name"),
     "a negative shape": (tensor("a.weight", shape=[-4, -3, 3, 3]), "shape"),
+    "an empty tensor of vast sizes": (tensor("n.num_batches_tracked", shape=[0] + [2**34] * 7), "limit"),
     "an overflowing shape": (tensor("a.weight", shape=[2**32, 2**32, 2, 2]), "limit"),
     "a shape that wraps to the right size": (tensor("a.weight", shape=[2**62 + 1, 4, 3, 9]), "limit"),
     "a shape of floats": (tensor("a.weight", shape=[4.0, 3, 3, 3]), "shape"),
@@ -332,6 +342,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a field too many": (op(3, shell="x"), "unknown key"),
     "a stride of zero": (op(0, stride=[0, 1]), "stride"),
     "a huge padding": (op(0, padding=[2**31, 1]), "padding"),
+    "a padding that the plan does not count": (vast_border, "at most 1048576 numbers with the padding"),
     "a padding that makes a vast output": (op(0, padding=[65535, 65535]), "declared"),
     "a dilation that does not fit": (op(0, dilation=[9, 9]), "does not fit"),
     "eps of zero": (program_edit(lambda p: p["ops"][0]["norm"].update(eps=0)), "eps"),

@@ -596,7 +596,7 @@ def test_select_by_name_and_index(resnet: Path) -> None:
         for subnet, active in (("0.25", 0), (2, 2), (-1, 3), ("1.0", 3), (-4, 0), (np.int64(1), 1)):
             engine.select(subnet)
             assert engine.active == active
-        for wrong in ("0.3", 4, -5, 1.0, 0.25, None, [1]):
+        for wrong in ("0.3", 4, -5, 1.0, 0.25, None, [1], slice(0, 1)):
             with pytest.raises(
                 ValueError, match=r"want one of '0.25', '0.5', '0.75', '1.0' or an index up to 3"
             ):

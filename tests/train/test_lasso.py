@@ -706,6 +706,14 @@ def test_slim_saves_the_most_where_the_loss_does_not_rise() -> None:
     assert slimmed.extract(0).narrow.out_features == 4
 
 
+def test_slim_refuses_budgets_of_one_name(trained: Graph, digits: tuple) -> None:
+    net = rh.Supernet(trained, rh.uniform(trained, (1.0,)))
+    with pytest.raises(
+        ValueError, match=r"slim: got budgets=\(8313.6, 8313.601\); want their first six digits"
+    ):
+        rh.slim(net, digits[1], (8313.6, 8313.601))
+
+
 def test_slim_meets_a_budget_measured_in_the_engine(trained: Graph, digits: tuple, tmp_path: Path) -> None:
     # Of packed bytes, which grow by panels as milliseconds do, but need no clock; every try has milliseconds too.
     net, x, measured = rh.Supernet(trained, rh.uniform(trained, (1.0,))), digits[1][0][0], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -278,6 +279,66 @@ def test_private_norms_are_independent() -> None:
         not torch.equal(b, m.get_buffer("1.bn1.running_mean")) for b, m in zip(before, net, strict=True)
     ]
     assert changed == [False, True, False, False]
+
+
+class TwoNames(nn.Module):
+    """Modules that are attributes and, for the forward, parts of a sequence too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.net = nn.Sequential(self.conv, self.norm, nn.ReLU())
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.net(x).mean((2, 3)))
+
+
+def test_norms_of_two_names_are_private_too() -> None:
+    graph = rh.trace(TwoNames(), torch.randn(2, 3, 8, 8))
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    tensors = [dict(m.norm.named_parameters()) | dict(m.norm.named_buffers()) for m in net]  # type: ignore[union-attr]
+    for name, tensor in tensors[0].items():
+        assert tensor is not tensors[1][name], name
+    batches = [(torch.randn(8, 3, 8, 8) + 1, None) for _ in range(3)]
+    alone = [net.extract(k) for k in range(2)]
+    rh.recalibrate(net, batches)
+    for small, module in zip(net, alone, strict=True):
+        rh.recalibrate(module, batches)
+        for name, buffer in module.named_buffers():
+            torch.testing.assert_close(small.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("train", [rh.fit, rh.finetune])
+def test_everything_of_two_names_is_trained(train: Any) -> None:
+    graph = rh.trace(TwoNames(), torch.randn(2, 3, 8, 8))
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    train(net, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)] * 4, epochs=2, lr=0.1)
+    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    # The bias in front of a norm moves nothing, and fine-tuning leaves statistics as they are.
+    assert {n for n in before if n.endswith(("weight", "weight@0")) or n.startswith("fc.")} <= moved
+
+
+def test_a_parameter_is_frozen_and_freed_for_all_subnets_alike() -> None:
+    graph = rh.trace(TwoNames(), torch.randn(2, 3, 8, 8))
+    x = torch.randn(8, 3, 8, 8)
+
+    def gradient(net: rh.Supernet) -> Tensor:
+        net.attach_grads_()
+        for module in net:
+            module(x).square().mean().backward()
+        net.collect_grads_()
+        return net[-1].get_parameter("conv.weight").grad  # type: ignore[return-value]
+
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    want = gradient(net).clone()
+    parameter = net[-1].get_parameter("conv.weight")
+    parameter.requires_grad_(False)
+    assert gradient(net) is None
+    assert net[0].get_parameter("conv.weight").grad is None
+    parameter.requires_grad_(True)
+    torch.testing.assert_close(gradient(net), want)
 
 
 def test_parameters_are_each_tensor_once(built: Built) -> None:

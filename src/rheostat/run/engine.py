@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import os
 import sys
 import threading
@@ -128,7 +129,7 @@ class Engine:
             if isinstance(subnet, str):
                 self._active = self._model.names[subnet]
             else:
-                self._active = self._model.indices[subnet]
+                self._active = self._model.indices[operator.index(subnet)]
         except (KeyError, IndexError, TypeError):
             names = ", ".join(map(repr, self._model.names))
             last = len(self._model.names) - 1

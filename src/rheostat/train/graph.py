@@ -260,11 +260,16 @@ class _Builder:
         )
 
     def _private(self, norms: frozenset[str], groups: list[ChannelGroup]) -> frozenset[str]:
-        """Parameters of norms, every buffer of their modules, and the buffers that carry units."""
+        """Parameters of norms, every buffer of their modules, and the buffers that carry units, by all their names."""
         layers = {name.rpartition(".")[0] for name in norms}
         carried = {axis.tensor for group in groups for axis in group.axes}
         buffers = (name for name, _ in self.model.named_buffers(remove_duplicate=False))
-        return norms | {name for name in buffers if name.rpartition(".")[0] in layers or name in carried}
+        found = norms | {name for name in buffers if name.rpartition(".")[0] in layers or name in carried}
+        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(
+            self.model.named_buffers(remove_duplicate=False)
+        )
+        same = {id(tensors[name]) for name in found}
+        return frozenset(name for name, tensor in tensors.items() if id(tensor) in same)
 
     def _propagate(self) -> frozenset[str]:
         """Dims of every value, in order; parameters and buffers get fresh labels on every axis."""

@@ -246,7 +246,7 @@ def finetune(
         with seeded(seed, epoch, device):
             for step, (x, y) in enumerate(batches_of(loader, steps, seed, epoch)):
                 optimizer.param_groups[0]["lr"] = lr * rate_at(epoch * steps + step, epochs * steps, 0)
-                state = net.state_dict() | dict(net.named_parameters()) | levels
+                state = net.state_dict() | dict(net.named_parameters(remove_duplicate=False)) | levels
                 tensors = _rounded_weights(program, state, bits.bits_weights)
                 loss = torch.zeros((), device=device)
                 for k in range(len(program.subnets)):

@@ -50,6 +50,10 @@ def slim(
         raise ValueError(
             f"slim: got budgets={tuple(budgets)}, step={step}, round_to={round_to}; want some, 0 to 1, and 1 or more."
         )
+    if len({f"{budget:g}" for budget in budgets}) < len(budgets):
+        raise ValueError(
+            f"slim: got budgets={tuple(budgets)}; want their first six digits to differ, which name the subnets."
+        )
     trained = net.extract(-1)
     if tuple(g.size for g in net.graph.groups) != net.subnets[-1].widths:
         raise ValueError("slim: the largest subnet is not the whole model; want a supernet that has it.")

@@ -203,17 +203,24 @@ class Supernet(nn.Module):
     # --- the protocol of a training step ------------------------------------------------------------------------------
 
     def attach_grads_(self) -> None:
-        """Zero all gradients and make those of the aliases views of the shared ones, so that backward accumulates."""
+        """Zero all gradients and make those of the aliases views of the shared ones, so that backward accumulates.
+
+        What the shared parameter is, frozen or not, its aliases and copies are too.
+        """
         with torch.no_grad():
             for parameter in self.parameters():
-                if parameter.requires_grad and parameter.grad is None:
+                if not parameter.requires_grad:
+                    parameter.grad = None
+                elif parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             if grads := [p.grad for p in self.parameters() if p.grad is not None]:
                 torch._foreach_zero_(grads)  # pyright: ignore[reportPrivateImportUsage]
             for s in self._slices:
-                if s.copied:
+                s.small.requires_grad_(s.shared.requires_grad)
+                grad = None if s.copied else s.shared.grad
+                if grad is None:
                     s.small.grad = None
-                elif (grad := s.shared.grad) is not None and not _in_memory_of(grad, s.small.grad):
+                elif not _in_memory_of(grad, s.small.grad):
                     s.small.grad = grad[s.index]
 
     @torch.no_grad()
@@ -317,7 +324,8 @@ class Supernet(nn.Module):
         assert recurse, "the parameters of a supernet are all below it"
         prefix = prefix + "." if prefix else ""
         shared = self.shared.named_parameters(remove_duplicate=remove_duplicate)
-        for name, parameter in (*shared, *self._private(nn.Module.named_parameters)):
+        private = self._private(lambda m: m.named_parameters(remove_duplicate=remove_duplicate))
+        for name, parameter in (*shared, *private):
             yield prefix + name, parameter
 
     def named_buffers(
@@ -327,7 +335,8 @@ class Supernet(nn.Module):
         assert recurse, "the buffers of a supernet are all below it"
         prefix = prefix + "." if prefix else ""
         shared = self.shared.named_buffers(remove_duplicate=remove_duplicate)
-        for name, buffer in (*shared, *self._private(nn.Module.named_buffers)):
+        private = self._private(lambda m: m.named_buffers(remove_duplicate=remove_duplicate))
+        for name, buffer in (*shared, *private):
             yield prefix + name, buffer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
