@@ -176,8 +176,8 @@ def resnet20_cifar10_nine(run: Run) -> Result:
     """Nine subnets of ResNet-20 on CIFAR-10, multi-path, trained by the sandwich rule (Figure 7, ours).
 
     Command: `rheostat train resnet20_cifar10_nine --data DIR`. Expected: above `resnet20_cifar10_nine_uniform` at most
-    sizes (paper, a curve without numbers). Time: not run yet; eight samplings, and 60 epochs each of background and
-    subnets.
+    sizes (paper, a curve without numbers); with `--epochs 20`: 77.0 to 87.2 %. Time: then two and a half hours for
+    eight samplings, and 80 minutes for the subnets, on 2 cores.
     """
     return _dynamic("resnet20_cifar10_nine", run, CIFAR10, NINE, sandwich=True)
 
