@@ -293,7 +293,7 @@ def test_figure(number: int, pretended: Path, tmp_path: Path) -> None:
 
 
 def test_figure_without_results(tmp_path: Path) -> None:
-    text = invoke("figure", "dynamic", 7, "--out", tmp_path / "figure.svg")
+    text = invoke("figure", "dynamic", 7, "--out", tmp_path / "figure.svg", "--results", tmp_path)
     assert "nothing to draw yet" in text
     assert "rheostat figure dynamic 7 --out" in text
     assert not (tmp_path / "figure.svg").exists()
