@@ -204,7 +204,7 @@ def resnet18_imagenette_multi_path(run: Run) -> Result:
     """ResNet-18 on Imagenette at 112 pixels: a stand-in for Table 4, Ours-M, Dynamic, and for Figure 5.
 
     Command: `rheostat train resnet18_imagenette_multi_path --data DIR`. Expected: unknown, it is another task than the
-    paper's. Time: not run; 60 epochs of 9,469 images for each training would take two cores days.
+    paper's. Time: not run; a training of 60 epochs takes about seven hours of a core.
     """
     return _dynamic("resnet18_imagenette_multi_path", run, IMAGENETTE, IMAGENETTE_FAMILY)
 

@@ -213,7 +213,7 @@ def resnet18_imagenette_snn(run: Run) -> Result:
     """ResNet-18 on Imagenette at 112 pixels from labels alone: a stand-in for Table 4, S-NN, Dynamic.
 
     Command: `rheostat train resnet18_imagenette_snn --data DIR`. Expected: unknown, another task than the paper's.
-    Time: 60 epochs of 9,469 images; not run, two cores would take most of a day.
+    Time: not run; by its first epochs, 60 take about seven hours of a core.
     """
     return together("resnet18_imagenette_snn", run, IMAGENETTE)
 

@@ -13,9 +13,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from rheostat.spec import Subnet
-from rheostat.train.graph import Graph
+from rheostat.train.graph import Graph, tensors_of
 from rheostat.train.rules import op_name
-from rheostat.train.small import small_module, tensors_of
+from rheostat.train.small import small_module
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest output, that float32 summation order explains."""

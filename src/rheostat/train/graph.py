@@ -230,6 +230,13 @@ def trace(model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Mapping[st
     return _Builder(model, args, kwargs, program).build()
 
 
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers under every name they have."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+
+
 class _Builder:
     def __init__(
         self, model: nn.Module, args: tuple, kwargs: dict, program: torch.export.ExportedProgram
@@ -265,9 +272,7 @@ class _Builder:
         carried = {axis.tensor for group in groups for axis in group.axes}
         buffers = (name for name, _ in self.model.named_buffers(remove_duplicate=False))
         found = norms | {name for name in buffers if name.rpartition(".")[0] in layers or name in carried}
-        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(
-            self.model.named_buffers(remove_duplicate=False)
-        )
+        tensors = tensors_of(self.model)
         same = {id(tensors[name]) for name in found}
         return frozenset(name for name, tensor in tensors.items() if id(tensor) in same)
 
@@ -278,9 +283,7 @@ class _Builder:
             for spec in self.program.graph_signature.input_specs
             if hasattr(spec.arg, "name")
         }
-        stored = dict(self.model.named_parameters(remove_duplicate=False)) | dict(
-            self.model.named_buffers(remove_duplicate=False)
-        )
+        stored = tensors_of(self.model)
         shared: dict[int, Dims] = {}
         name_of: dict[str, str] = {}
         for node in self.program.graph.nodes:

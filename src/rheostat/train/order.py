@@ -11,8 +11,7 @@ from torch import nn
 
 from rheostat.spec import Subnet
 from rheostat.train.check import TOLERANCE, difference, disturbed, legal, outputs
-from rheostat.train.graph import Graph
-from rheostat.train.small import tensors_of
+from rheostat.train.graph import Graph, tensors_of
 
 
 def sort(

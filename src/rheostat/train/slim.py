@@ -50,7 +50,8 @@ def slim(
         raise ValueError(
             f"slim: got budgets={tuple(budgets)}, step={step}, round_to={round_to}; want some, 0 to 1, and 1 or more."
         )
-    if len({f"{budget:g}" for budget in budgets}) < len(budgets):
+    names = {budget: f"{budget:g}" for budget in budgets}
+    if len(set(names.values())) < len(budgets):
         raise ValueError(
             f"slim: got budgets={tuple(budgets)}; want their first six digits to differ, which name the subnets."
         )
@@ -87,7 +88,7 @@ def slim(
             # Where the loss does not rise there is nothing to weigh: the most is saved.
             widths = min(prices, key=lambda t: (max(0.0, losses[t] - now) / (spent - prices[t]), prices[t]))
             now, spent = losses[widths], price(widths)  # anew: the least of many noisy prices is too low
-        found.append(subnet_of(graph, f"{budget:g}", graph.kept(widths)))
+        found.append(subnet_of(graph, names[budget], graph.kept(widths)))
     whole = Subnet(net.names[-1], net.subnets[-1].widths)
     slimmed = Supernet(graph, [*reversed(found), whole])
     recalibrate(slimmed, calibration, batches)

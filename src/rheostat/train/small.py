@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rheostat.train.graph import Graph
+from rheostat.train.graph import Graph, tensors_of
 
 _SIZES = frozenset(
     """in_features out_features in_channels out_channels num_features num_channels embedding_dim num_parameters nf nx
@@ -63,13 +63,6 @@ class Slice:
         else:
             self.shared.grad.index_put_(self.index, grad, accumulate=True)
         self.small.grad = None
-
-
-def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers under every name they have."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
 
 
 def own(module: nn.Module) -> nn.Module:
