@@ -26,7 +26,8 @@ static int32_t copy_value(rh_model *model, rh_value *value, const rh_value_desc 
         if (value->full[s] < 1) return RH_INVALID;
         total += value->full[s];
     }
-    if (total * desc->height > INT32_MAX || total * desc->height * desc->width > INT32_MAX)
+    if (total > INT32_MAX - RH_LANES || total * desc->height > INT32_MAX ||
+        total * desc->height * desc->width > INT32_MAX)
         return RH_TOO_LARGE;
     value->total = (int32_t)total;
     for (int32_t k = 0; k < subnets; k++) {
@@ -195,7 +196,6 @@ static int32_t lay_out(rh_model *model) {
         rh_value *value = &model->values[v];
         for (int32_t k = 0; k < model->num_subnets; k++) {
             rh_layout *layout = &value->layout[k];
-            if (layout->channels > INT32_MAX - RH_LANES) return RH_TOO_LARGE;
             layout->stride = value->compact ? layout->channels : rh_round_up(layout->channels, RH_LANES);
             const int64_t rows = value->height + 2LL * value->border[0],
                           columns = value->width + 2LL * value->border[1];

@@ -23,15 +23,16 @@ typedef struct {
 static int32_t panels_of(int32_t channels) { return (channels + RH_LANES - 1) / RH_LANES; }
 
 /* The part of `stretches` that lies in the full channels [first, first + count), counted from there; its
- * first compact channel goes to `compact`. Returns the number of stretches. */
-static int32_t clip(const rh_stretch *stretches, int32_t num, int32_t first, int32_t count, rh_stretch *part,
-                    int32_t *compact) {
+ * first compact channel goes to `compact`. `at` is the first stretch that does not end before `first`, which
+ * never decreases from call to call. Returns the number of stretches. */
+static int32_t clip(const rh_stretch *stretches, int32_t num, int32_t *at, int32_t first, int32_t count,
+                    rh_stretch *part, int32_t *compact) {
     int32_t found = 0;
-    for (int32_t s = 0; s < num; s++) {
+    while (*at < num && stretches[*at].full + stretches[*at].count <= first) (*at)++;
+    for (int32_t s = *at; s < num && stretches[s].full < first + count; s++) {
         const int32_t from = stretches[s].full > first ? stretches[s].full : first;
         const int32_t last = stretches[s].full + stretches[s].count;
         const int32_t to = last < first + count ? last : first + count;
-        if (from >= to) continue;
         const int32_t start = stretches[s].compact + from - stretches[s].full;
         if (found == 0) *compact = start;
         part[found++] = (rh_stretch){start - *compact, from - first, to - from};
@@ -165,22 +166,23 @@ static int32_t plan_subnet(rh_model *model, rh_op *op, int32_t k, const column_b
     plan->units = rh_model_alloc(
         model, blocks[num_blocks - 1].panel + panels_of(blocks[num_blocks - 1].count), sizeof(rh_unit));
     if (plan->units == NULL) return RH_OUT_OF_MEMORY;
-    int32_t num_group = 0;
+    int32_t num_group = 0, group = -1, input = 0, at_in = 0, at_out = 0;
     for (int32_t b = 0; b < num_blocks; b++) {
-        int32_t output = 0, input = 0;
+        int32_t output = 0;
         const int32_t parts =
-            clip(room->outs, num_outs, blocks[b].first, blocks[b].count, room->other, &output);
+            clip(room->outs, num_outs, &at_out, blocks[b].first, blocks[b].count, room->other, &output);
         if (parts == 0) continue;
         if (parts > 1 || room->other[0].full != 0) return RH_UNSUPPORTED;
-        const int32_t kept = room->other[0].count, first = blocks[b].group * op->group_inputs;
-        const int32_t reads = clip(room->ins, num_ins, first, op->group_inputs, room->other, &input);
-        if (num_group == 0) {
-            num_group = reads;
-            memcpy(room->group, room->other, (size_t)reads * sizeof(rh_stretch));
+        const int32_t kept = room->other[0].count;
+        if (group != blocks[b].group) {
+            rh_stretch *reads = group < 0 ? room->group : room->other;
+            const int32_t first = blocks[b].group * op->group_inputs;
+            const int32_t num = clip(room->ins, num_ins, &at_in, first, op->group_inputs, reads, &input);
+            if (group < 0) num_group = num;
+            if (num == 0 || num != num_group || memcmp(room->group, reads, (size_t)num * sizeof(rh_stretch)) != 0)
+                return RH_UNSUPPORTED;
+            group = blocks[b].group;
         }
-        if (reads == 0 || reads != num_group ||
-            memcmp(room->group, room->other, (size_t)reads * sizeof(rh_stretch)) != 0)
-            return RH_UNSUPPORTED;
         /* A lone block may write whole panels: its pixels are as wide. */
         const int whole = num_blocks == 1;
         add_units(plan, &blocks[b], input, output, whole ? rh_round_up(kept, RH_LANES) : kept);
@@ -206,6 +208,9 @@ static int32_t cut(const rh_value *out, int32_t group_outputs, column_block *blo
 
 static int32_t plan_panels(rh_model *model, rh_op *op, const rh_op_desc *desc, int32_t groups) {
     const rh_value *in = &model->values[op->inputs[0]], *out = &model->values[op->output];
+    /* A group, and a segment, begins a panel of its own: channels are counted in all of them. */
+    if ((int64_t)groups * panels_of(out->total / groups) + out->num_segments > INT32_MAX / RH_LANES - 2)
+        return RH_TOO_LARGE;
     const size_t ins = (size_t)in->num_segments, outs = (size_t)out->num_segments;
     column_block *blocks = malloc((outs + (size_t)groups) * sizeof(column_block));
     rh_stretch *stretches = malloc((3 * ins + 2 * outs) * sizeof(rh_stretch));
@@ -247,7 +252,7 @@ static int32_t plan_depthwise_subnet(rh_model *model, rh_op *op, int32_t k) {
     const int same = num_ins == plan->num_stretches &&
                      memcmp(ins, plan->stretches, (size_t)num_ins * sizeof(rh_stretch)) == 0;
     free(ins);
-    if (plan->num_stretches == 1)
+    if (plan->num_stretches == 1 && plan->stretches[0].full == 0)
         plan->stretches[0].count = rh_round_up(plan->stretches[0].count, RH_LANES);
     plan->work = (int64_t)taps * out->layout[k].channels * out->height * out->width;
     return same ? RH_OK : RH_UNSUPPORTED;

@@ -105,7 +105,8 @@ static int32_t sum_of_weights(const rh_op *op, int32_t k, int32_t channel) {
     return sum;
 }
 
-/* Room for the inputs as bytes; the sums of subnet `k` start where the offset of those is taken off again. */
+/* Room for the inputs as bytes; the sums of subnet `k` start where the offset of those is taken off again: beyond 32
+ * bits, perhaps, but the sums end within them. */
 static int32_t plan_bytes(rh_model *model, rh_op *op, int32_t k) {
     const rh_layout *in = &model->values[op->inputs[0]].layout[k];
     rh_op_plan *plan = &op->plan[k];
@@ -116,7 +117,7 @@ static int32_t plan_bytes(rh_model *model, rh_op *op, int32_t k) {
     for (int32_t u = 0; offset != 0 && u < plan->num_units; u++) {
         const int32_t first = plan->units[u].panel * RH_LANES;
         for (int32_t c = first; c < first + plan->units[u].channels; c++)
-            plan->start[c] = -offset * sum_of_weights(op, k, c);
+            plan->start[c] = (int32_t)(-(uint32_t)offset * (uint32_t)sum_of_weights(op, k, c));
     }
     model->weight_bytes += count * (int64_t)sizeof(int32_t);
     if (model->bytes < in->size) model->bytes = in->size;

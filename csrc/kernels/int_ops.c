@@ -23,15 +23,15 @@ void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t
 void RH_KERNEL(int_read)(int16_t *output, int32_t stride, const float *input, int32_t count, float scale, int32_t low,
                          int32_t high) {
     const float least = (float)low, most = (float)high;
-    for (int32_t i = 0; i < count; i += RH_LANES) {
-        const int32_t lanes = count - i < RH_LANES ? count - i : RH_LANES;
+    for (int64_t i = 0; i < count; i += RH_LANES) {
+        const int32_t lanes = count - i < RH_LANES ? (int32_t)(count - i) : RH_LANES;
         int32_t q[RH_LANES];
 #pragma omp simd
         for (int32_t n = 0; n < lanes; n++) {
             const float x = rintf(input[i + n] / scale), above = x >= least ? x : least;
             q[n] = (int32_t)(above <= most ? above : most);
         }
-        for (int32_t n = 0; n < lanes; n++) output[(int64_t)(i + n) * stride] = (int16_t)q[n];
+        for (int32_t n = 0; n < lanes; n++) output[(i + n) * stride] = (int16_t)q[n];
     }
 }
 
@@ -86,7 +86,7 @@ void RH_KERNEL(int_max_pool2d)(int16_t *output, const rh_window *window, int32_t
     }
 }
 
-/* floor((2 f sum + count 2^n) / (2 count 2^n)) */
+/* floor((2 f sum + count 2^n) / (2 count 2^n)); lanes that nobody reads may wrap around. */
 void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t channels, int64_t count,
                                const rh_requant *requant) {
     const rh_requant q = *requant;
@@ -100,7 +100,7 @@ void RH_KERNEL(int_avg_pool2d)(int16_t *output, const rh_window *window, int32_t
             }
         }
         for (int32_t n = 0; n < RH_LANES; n++) {
-            const int64_t t = 2 * q.factors[0] * sum[n] + half;
+            const int64_t t = (int64_t)(2 * (uint64_t)q.factors[0] * (uint64_t)sum[n] + (uint64_t)half);
             const int64_t down = t / whole - (t % whole < 0);
             output[c + n] = (int16_t)rh_clamped(down, q.low, q.high);
         }

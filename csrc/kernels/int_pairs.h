@@ -24,6 +24,7 @@ typedef int8_t rh_eights __attribute__((vector_size(RH_BYTES / 2)));
 typedef int16_t rh_singles __attribute__((vector_size(RH_BYTES / 2)));
 typedef int16_t rh_pairs __attribute__((vector_size(RH_BYTES)));
 typedef int32_t rh_words __attribute__((vector_size(RH_BYTES)));
+typedef uint32_t rh_counts __attribute__((vector_size(RH_BYTES)));
 typedef int32_t rh_half __attribute__((vector_size(RH_BYTES / 2)));
 typedef int64_t rh_longs __attribute__((vector_size(RH_BYTES)));
 
@@ -94,7 +95,8 @@ typedef struct {
     rh_longs high;
 } rh_sums_int64_t;
 
-static inline void rh_add_int32_t(rh_sums_int32_t *sums, rh_words v) { *sums += v; }
+/* Lanes that nobody reads may wrap around. */
+static inline void rh_add_int32_t(rh_sums_int32_t *sums, rh_words v) { *sums = (rh_words)((rh_counts)*sums + (rh_counts)v); }
 
 static inline void rh_add_int64_t(rh_sums_int64_t *sums, rh_words v) {
 #if defined(__AVX512BW__)

@@ -218,6 +218,69 @@ static void test_refusals(void) {
     case_free(m);
 }
 
+/* Two values of one pixel, of two segments of which two subnets keep as many as `kept` says, and a convolution of one
+ * input in each group. */
+static int32_t build_grouped(const int32_t *ins, const int32_t *outs, const int32_t *kept, const float *weight,
+                             const uint8_t *levels, rh_model **model) {
+    const int32_t input = 0, output = 1;
+    const rh_value_desc values[2] = {{ins, kept, 2, 1, 1, 0, 0}, {outs, kept, 2, 1, 1, 0, 0}};
+    const rh_op_desc op = {.kind = RH_CONV2D,
+                           .inputs = &input,
+                           .num_inputs = 1,
+                           .output = 1,
+                           .residual = -1,
+                           .kernel = {1, 1},
+                           .stride = {1, 1},
+                           .dilation = {1, 1},
+                           .group_inputs = 1,
+                           .weight = weight,
+                           .levels = levels,
+                           .weight_count = (int64_t)outs[0] + outs[1]};
+    const rh_model_desc desc = {.values = values,
+                                .ops = &op,
+                                .outputs = &output,
+                                .num_values = 2,
+                                .num_ops = 1,
+                                .num_outputs = 1,
+                                .num_subnets = 2};
+    int32_t failed;
+    return rh_model_build(&desc, model, &failed);
+}
+
+/* Each of 2^27 groups would begin a panel: more channels than an int32 counts. */
+static void test_many_groups(void) {
+    const int32_t ins[2] = {1 << 26, 1 << 26}, outs[2] = {1 << 27, 1 << 27};
+    const int32_t kept[4] = {1 << 26, 1 << 26, 1 << 26, 1 << 26};
+    const float none = 0;
+    rh_model *model;
+    check(build_grouped(ins, outs, kept, &none, NULL, &model) == RH_TOO_LARGE, "too many panels", "many groups");
+}
+
+/* A depthwise convolution whose smaller subnet keeps nothing of the first segment. */
+static void test_begins_behind(void) {
+    const int32_t full[2] = {1, 31}, kept[4] = {0, 17, 1, 31};
+    float weight[32], x[31], y[31], *out = y;
+    uint8_t levels[32];
+    for (int c = 0; c < 32; c++) {
+        weight[c] = (float)c;
+        levels[c] = (uint8_t)(c % 2);
+    }
+    for (int c = 0; c < 31; c++) x[c] = (float)(c + 1);
+    for (int leveled = 0; leveled <= 1; leveled++) {
+        rh_model *model;
+        rh_context *context;
+        const int32_t status = build_grouped(full, full, kept, weight, leveled ? levels : NULL, &model);
+        check(status == RH_OK && rh_context_create(model, 1, &context) == RH_OK, "build", "begins behind");
+        check(rh_select(context, 0) == RH_OK && rh_run(context, 1, x, &out) == RH_OK, "run", "begins behind");
+        for (int c = 0; c < 17; c++) {
+            const float want = leveled && (c + 1) % 2 ? 0 : x[c] * weight[c + 1];
+            check(y[c] == want, "a product", "begins behind");
+        }
+        rh_context_free(context);
+        rh_model_release(model);
+    }
+}
+
 static int32_t *random_field(test_model *m, uint64_t *seed) {
     const int32_t v = (int32_t)(fabsf(random_float(seed)) * (float)m->desc.num_values);
     const int32_t i = (int32_t)(fabsf(random_float(seed)) * (float)m->desc.num_ops);
@@ -302,6 +365,8 @@ int main(int argc, char **argv) {
     test_nan();
     test_memory();
     test_refusals();
+    test_many_groups();
+    test_begins_behind();
     test_damage(argc > 1 ? atoi(argv[1]) : 4000, argc > 2 ? (uint64_t)atoi(argv[2]) : 11);
     printf("%d failures\n", failures);
     return failures != 0;

@@ -354,6 +354,59 @@ static void test_agreement(int index, int leveled, int bits) {
     forget(q);
 }
 
+/* As long a sum as 32 bits hold, of signed bytes: with its inputs made unsigned it starts beyond them. */
+static void test_longest_sum(void) {
+    enum { INPUTS = 132096 };
+    const int32_t input = 0, output = 1, full[2] = {INPUTS, 1}, zero = 0, shift = 25, high = 127, one = 1;
+    const int64_t bias = 0;
+    const int32_t *multiplier = &one;
+    const int64_t *biases = &bias;
+    const float scale = 1;
+    int16_t *weight = malloc(INPUTS * sizeof(int16_t));
+    float *x = malloc(INPUTS * sizeof(float)), y, *out = &y;
+    for (int i = 0; i < INPUTS; i++) {
+        weight[i] = INT8_MIN;
+        x[i] = -127;
+    }
+    const rh_value_desc values[2] = {{full, full, 1, 1, 1, -127, 127}, {full + 1, full + 1, 1, 1, 1, -127, 127}};
+    const rh_op_desc op = {.kind = RH_CONV2D,
+                           .inputs = &input,
+                           .num_inputs = 1,
+                           .output = 1,
+                           .residual = -1,
+                           .kernel = {1, 1},
+                           .stride = {1, 1},
+                           .dilation = {1, 1},
+                           .group_inputs = INPUTS,
+                           .weight_count = INPUTS,
+                           .quant = {.weight = weight,
+                                     .multiplier = &multiplier,
+                                     .bias = &biases,
+                                     .pre = &zero,
+                                     .shift = &shift,
+                                     .high = &high}};
+    const rh_model_desc desc = {.values = values,
+                                .ops = &op,
+                                .outputs = &output,
+                                .num_values = 2,
+                                .num_ops = 1,
+                                .num_outputs = 1,
+                                .num_subnets = 1,
+                                .weight_bits = 8,
+                                .input_scale = &scale,
+                                .output_scale = &scale};
+    rh_model *model;
+    rh_context *context;
+    int32_t failed;
+    check(rh_model_build(&desc, &model, &failed) == RH_OK && rh_context_create(model, 1, &context) == RH_OK, "build",
+          "longest sum");
+    check(rh_run(context, 1, x, &out) == RH_OK && y == 64, "127 * 128 * 132096 / 2^25", "longest sum");
+    rh_context_free(context);
+    rh_model_release(model);
+    free(weight);
+    free(x);
+}
+
 static int32_t *random_field(quant_model *q, uint64_t *seed) {
     test_model *m = q->m;
     const int v = between(seed, 0, m->desc.num_values - 1), i = between(seed, 0, m->desc.num_ops - 1);
@@ -435,6 +488,7 @@ int main(int argc, char **argv) {
             test_agreement(i, leveled, 16);
         }
     }
+    test_longest_sum();
     test_damage(argc > 1 ? atoi(argv[1]) : 500, argc > 2 ? (uint64_t)atoi(argv[2]) : 3);
     printf("%d failures\n", failures);
     return failures != 0;

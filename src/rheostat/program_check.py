@@ -40,7 +40,10 @@ from rheostat.program import (
 )
 from rheostat.spec import ArtifactError, refuse
 
-MAX_BORDERED = 2**20  # numbers of a padded value that is not 16 times as large without
+MAX_BORDERED = (
+    2**20
+)  # numbers of all values with their padding, where that is more than 16 times those without
+MAX_PACKED = 2**26  # numbers that an engine packs, where that is more than 4 times those stored
 MAX_SEGMENTS = 32_768  # read by all ops together; DenseNet-264, the worst usual case, has about 8,000
 
 
@@ -85,23 +88,43 @@ def validate(program: Program, shapes: Shapes) -> None:
                 f"{where}: output value {op.output} is declared {_shape(got)}; want {_shape(want)}"
             )
     _validate_borders(program)
+    _validate_packed(program, shapes)
     _validate_plan(program)
 
 
 def _validate_borders(program: Program) -> None:
-    """What convolutions pad lies in memory around their input, so it stays within a multiple of that."""
-    values = program.values
-    borders: dict[int, tuple[int, ...]] = {}
-    for i, op in enumerate(program.ops or ()):
-        if not isinstance(op, Conv2d):
-            continue
-        borders[op.input] = tuple(map(max, borders.get(op.input, (0, 0)), op.padding))
-        x = values[op.input]
-        size = x.full * math.prod(n + 2 * p for n, p in zip(x.space, borders[op.input], strict=True))
-        if size > (limit := max(MAX_BORDERED, 16 * x.full * x.area)):
-            refuse(
-                f"program.ops[{i}] (conv2d).padding", op.padding, f"at most {limit} numbers with the padding"
-            )
+    """What convolutions pad lies in memory around their inputs, so all values stay within a multiple of themselves."""
+    paddings: dict[int, tuple[int, ...]] = {}
+    for op in program.ops or ():
+        if isinstance(op, Conv2d):
+            paddings[op.input] = tuple(map(max, paddings.get(op.input, (0, 0)), op.padding))
+    sizes = [value.full * value.area for value in program.values]
+    limit = max(MAX_BORDERED, 16 * sum(sizes))
+    for v, padding in paddings.items():
+        x = program.values[v]
+        sizes[v] = x.full * math.prod(n + 2 * p for n, p in zip(x.space, padding, strict=True))
+    if sum(sizes) > limit:
+        refuse("program.ops: values", sum(sizes), f"at most {limit} numbers with the padding")
+
+
+def _validate_packed(program: Program, shapes: Shapes) -> None:
+    """What an engine lays out anew for each op and subnet stays within a multiple of the tensors that these read.
+
+    At most: the weights in panels of 16 outputs, and for each subnet the panels, the rows and two numbers a channel.
+    """
+    num, packed = len(program.subnets), 0
+    for op in program.ops or ():
+        out = program.values[op.output]
+        packed += 2 * num * out.full
+        if isinstance(op, (Conv2d, Linear)):
+            x = program.values[op.input]
+            inputs = shapes[op.weight][1][1] if isinstance(op, Conv2d) else x.full
+            taps = math.prod(shapes[op.weight][1]) // (out.full * inputs)
+            groups = x.full // inputs
+            panels = min(out.full, groups * -(-out.full // groups // ALIGN) + len(out.channels))
+            packed += ALIGN * taps * inputs * panels + num * (4 * panels + 3 * taps * len(x.channels))
+    if packed > (limit := max(MAX_PACKED, 4 * sum(math.prod(shape) for _, shape in shapes.values()))):
+        refuse("program.ops: packed", packed, f"at most {limit} numbers for what is stored")
 
 
 def _validate_values(program: Program) -> None:

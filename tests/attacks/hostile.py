@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -224,6 +225,25 @@ def vast_border(data: bytes) -> bytes:
     return put_together(header, program, tensors)
 
 
+def one_tensor(shape: list[int], count: int, op: Json) -> Callable[[bytes], bytes]:
+    """A chain of `count` ops on vectors, each like `op`, which all read the one tensor `t`, full of zeros."""
+
+    def apply(data: bytes) -> bytes:
+        header, program, tensors = take_apart(data)
+        size = 4 * math.prod(shape)
+        header["t"] = {"dtype": "F32", "shape": shape, "data_offsets": [len(tensors), len(tensors) + size]}
+        many_ops(count)(program)
+        vector = {"channels": [[shape[0], [shape[0]] * 2]], "space": []}
+        program["values"] = [vector] * (count + 1)
+        program["ops"] = [op | {"input": i, "output": i + 1} for i in range(count)]
+        program["input"]["shape"] = shape[:1]
+        offsets = [shape[0] * (i % 2) for i in range(count + 1)]
+        program["plan"] = {"size": 2 * shape[0], "offsets": offsets}
+        return put_together(header, program, tensors + bytes(size))
+
+    return apply
+
+
 def tensor(name: str, **changes: Any) -> Callable[[bytes], bytes]:
     return header_edit(lambda h: h[name].update(changes))
 
@@ -343,6 +363,26 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a stride of zero": (op(0, stride=[0, 1]), "stride"),
     "a huge padding": (op(0, padding=[2**31, 1]), "padding"),
     "a padding that the plan does not count": (vast_border, "at most 1048576 numbers with the padding"),
+    "a weight that a hundred ops pack": (
+        one_tensor(
+            [1024, 1024],
+            100,
+            {"op": "linear", "weight": "t", "bias": None, "norm": None, "activation": None, "add": None},
+        ),
+        "at most 67108864 numbers for what is stored",
+    ),
+    "a norm that thousands of ops copy": (
+        one_tensor(
+            [4096],
+            8000,
+            {
+                "op": "norm",
+                "norm": {"weight": None, "bias": None, "mean": ["t", "t"], "var": ["t", "t"], "eps": 1e-5},
+                "activation": None,
+            },
+        ),
+        "at most 67108864 numbers for what is stored",
+    ),
     "a padding that makes a vast output": (op(0, padding=[65535, 65535]), "declared"),
     "a dilation that does not fit": (op(0, dilation=[9, 9]), "does not fit"),
     "eps of zero": (program_edit(lambda p: p["ops"][0]["norm"].update(eps=0)), "eps"),

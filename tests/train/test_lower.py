@@ -376,6 +376,20 @@ def test_same_and_valid_padding() -> None:
     assert "not symmetric" in (even.unsupported or "")
 
 
+def test_a_padding_far_larger_than_its_small_input_is_saved(tmp_path: Path) -> None:
+    """As in an ASPP, whose dilation outgrows the last feature map: 44 by 44 around 8 by 8, 600 channels."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 128, 3, padding=1),
+        nn.Conv2d(128, 600, 3, stride=9, padding=1),
+        nn.Conv2d(600, 8, 3, padding=18, dilation=18),
+    )
+    x = torch.randn(1, 3, 64, 64)
+    net = supernet(model, x, (0.5, 1.0))
+    save(net, tmp_path / "a.safetensors")
+    program, tensors = artifact.read(tmp_path / "a.safetensors")
+    agrees(net, program, tensors, x)
+
+
 def test_a_supernet_whose_largest_is_cut(tmp_path: Path) -> None:
     for case in (
         c for c in CASES if c.name in ("zero_pad", "mobilenet", "flatten_cnn", "resnext", "inception")
