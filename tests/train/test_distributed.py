@@ -100,6 +100,50 @@ def test_batch_norm_statistics_are_those_of_all_processes(tmp_path: Path) -> Non
     assert all(torch.isfinite(t).all() for t in state.values())
 
 
+STAGES = """
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import nn
+
+import rheostat as rh
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+model = nn.Sequential(nn.Conv2d(1, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(2304, 10))
+graph = rh.trace(model, torch.zeros(2, 1, 8, 8))
+net = rh.Supernet(graph, levels=rh.levels(graph, (0.5, 0.25)))
+pixels, labels = load_digits(return_X_y=True)
+images = (pixels.reshape(-1, 1, 8, 8) * 15.9).astype("uint8")[:280]
+loader = rh.ImageLoader(images, labels[:280], 140, mean=[0.3], std=[0.38], shuffle=True)
+net.freeze_except_(0)
+rh.fit(net, loader, epochs=2, subnets=[0], progress=False)
+state = {name: tensor.clone() for name, tensor in net[0].state_dict().items()}
+net.freeze_except_(1)
+rh.fit(net, loader, epochs=1, subnets=[1], progress=False)
+moved = [name for name, tensor in net[0].state_dict().items() if not torch.equal(tensor, state[name])]
+assert not moved, moved
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_mean_over_seven_processes_leaves_frozen_statistics_alone(tmp_path: Path) -> None:
+    """Seven times a number, divided by seven, is not always the number."""
+    script = tmp_path / "stages.py"
+    script.write_text(STAGES)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=7",
+        str(script),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- docs/distributed.md ----
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")

@@ -645,6 +645,29 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], mess
     assert (tmp_path / "c").read_bytes() == before
 
 
+def test_other_options_of_the_optimizer_and_pixels_of_another_scale_are_refused(tmp_path: Path) -> None:
+    images = np.zeros((8, 1, 8, 8), np.uint8)
+
+    def run(betas: tuple[float, float], mean: float) -> None:
+        loader = ImageLoader(images, np.arange(8) % 2, 4, mean=[mean], std=[0.25])
+        fit(
+            supernet(),
+            loader,
+            epochs=1,
+            optimizer=lambda groups: torch.optim.AdamW(groups, 0.1, betas),
+            checkpoint=tmp_path / "c",
+            resume=True,
+            progress=False,
+        )
+
+    run((0.9, 0.99), 0.5)
+    run((0.9, 0.99), 0.5)
+    with pytest.raises(ValueError, match=r"betas=\[\[0.9, 0.99\], .*got betas=\[\[0.8, 0.99\]"):
+        run((0.8, 0.99), 0.5)
+    with pytest.raises(ValueError, match=r"mean=\(0.5,\).*mean=\(0.4,"):
+        run((0.9, 0.99), 0.4)
+
+
 def test_an_existing_checkpoint_is_not_overwritten_without_resume(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 1, "checkpoint": tmp_path / "c", "progress": False}
     fit(supernet(), [batch()], **settings)

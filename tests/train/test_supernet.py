@@ -510,6 +510,103 @@ def test_a_branch_that_starts_at_zero_is_checked_too() -> None:
     assert group.pinned is not None
 
 
+class Average(nn.Module):
+    """Divides by its width a value that is zero wherever the input is: no layer before it has a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc0, self.fc1 = nn.Linear(6, 12, bias=False), nn.Linear(12, 12, bias=False)
+        self.head = nn.Linear(12, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc0(x)
+        return self.head(torch.relu(self.fc1(x / x.shape[1])))
+
+
+class Root(nn.Module):
+    """Has no finite output for a negative input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.fc(x.sqrt())))
+
+
+def test_zeros_as_an_example_tell_as_much_as_noise() -> None:
+    for example in (torch.zeros(4, 6), torch.randn(4, 6)):
+        graph = rh.trace(Average(), example)
+        net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+        (group,) = owners(net.graph, "fc0.weight")
+        assert "something else" in (group.pinned or "")
+        assert net.subnets[0].widths == (12, 6, 3)
+        assert net.graph.args[0] is example
+    graph = rh.trace(Root(), torch.ones(4, 6))
+    assert rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0))).subnets[0].widths == (6, 3)
+
+
+class Closure(nn.Module):
+    """Its copy still runs the convolution of the model that was copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.stem = lambda x: torch.relu(self.fc(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x))
+
+
+def test_a_model_whose_copy_computes_with_its_own_tensors_is_refused() -> None:
+    graph = rh.trace(Closure(), torch.zeros(4, 6))
+    with pytest.raises(ValueError, match="a copy of Closure computes with tensors of the model"):
+        rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+
+
+class Gain(nn.Module):
+    """A buffer of no norm, which training replaces."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.gain = nn.Buffer(torch.tensor(gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.fc(x))
+        if self.training:
+            self.gain = self.gain * 0.5 + 0.5 * x.abs().mean().detach()
+        return self.head(x * self.gain)
+
+
+def test_buffers_of_floats_are_each_subnets_own() -> None:
+    def build(gain: float) -> rh.Supernet:
+        torch.manual_seed(0)
+        graph = rh.trace(Gain(gain), torch.zeros(4, 6))
+        return rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0))).double()
+
+    net, again, x = build(3.0), build(1.0), torch.randn(4, 6, dtype=torch.float64)
+    net.train()
+    for _ in range(3):
+        net[0](x)
+    net.eval()
+    assert float(net[1].gain) == 3.0 != float(net[0].gain)
+    again.load_state_dict(net.state_dict())
+    for a, b in zip(net, again.eval(), strict=True):
+        assert torch.equal(a(x), b(x))
+
+
+def test_building_a_supernet_moves_no_buffer_of_a_parametrization() -> None:
+    spectral = torch.nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(nn.Linear(6, 12), spectral(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 3)).train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = rh.trace(model, torch.zeros(4, 6))
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    for small in (model, *net):
+        found = small.state_dict()
+        assert all(torch.equal(found[n], t) for n, t in state.items() if n.endswith(("._u", "._v")))
+
+
 def test_freezing_reaches_every_subnet() -> None:
     net = supernet(BY_NAME["preact"])
     net.requires_grad_(False)

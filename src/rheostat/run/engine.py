@@ -51,7 +51,8 @@ class Engine:
     thread its own.
 
     Raises ArtifactError when the file cannot be trusted or holds an op that the engine has no kernel for,
-    ValueError for an unknown subnet or an input of another shape or type.
+    ValueError for an unknown subnet or an input of another shape or type, MemoryError and OSError where there is not
+    enough memory or no more threads.
 
     >>> rh.save(net, "dial.safetensors")
     >>> with Engine("dial.safetensors", threads=1) as engine:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from rheostat.spec import Subnet
 from rheostat.train.graph import Graph, tensors_of
@@ -23,12 +23,30 @@ TOLERANCE = 1e-4
 
 def verify(graph: Graph, subnets: tuple[Subnet, ...], model: nn.Module) -> tuple[Graph, tuple[Subnet, ...]]:
     """Check every subnet against the masked model; pin the groups that make it fail, one by one, until it passes."""
-    model = disturbed(model)
+    probe, model = disturbed_example(graph, model), disturbed(model)
     for subnet in subnets:
-        while (why := _fault(graph, model, legal(graph, subnet))) is not None:
-            culprit = _culprit(graph, model, legal(graph, subnet))
-            graph = graph.pin(culprit, why)
+        while (why := _fault(probe, model, legal(probe, subnet))) is not None:
+            culprit = _culprit(probe, model, legal(probe, subnet))
+            graph, probe = graph.pin(culprit, why), probe.pin(culprit, why)
     return graph, tuple(legal(graph, s) for s in subnets)
+
+
+def check_copy(graph: Graph) -> None:
+    """Raise ValueError where a copy of the model does not compute with its own tensors, but still with the model's.
+
+    Subnets are copies: they would share nothing, and never learn.
+    """
+    graph = disturbed_example(graph, graph.model)
+    whole = graph.kept([group.size for group in graph.groups])
+
+    def faithful(model: nn.Module) -> bool:
+        return difference(outputs(graph, model), _masked_outputs(graph, model, whole)) <= TOLERANCE
+
+    if faithful(graph.model) and not faithful(disturbed(graph.model)):
+        raise ValueError(
+            f"Supernet: a copy of {type(graph.model).__name__} computes with tensors of the model it was copied from, "
+            "through a lambda, say, that holds on to that; want methods, of which a copy has its own"
+        )
 
 
 def legal(graph: Graph, subnet: Subnet) -> Subnet:
@@ -141,10 +159,31 @@ def disturbed(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in probe.parameters():
             if parameter.is_floating_point():
-                noise = torch.randn(parameter.shape, generator=random, dtype=torch.float32).to(parameter)
                 spread = float(parameter.std(correction=0)) or 1.0
-                parameter.add_(noise, alpha=0.1 * spread)
+                parameter.add_(_noise(parameter, random), alpha=0.1 * spread)
     return probe
+
+
+def disturbed_example(graph: Graph, model: nn.Module) -> Graph:
+    """The graph with noise on a constant example of floats: zeros may stay zeros whatever a model does with them.
+
+    Where the model makes no finite numbers of that (a root, say), the example is left as it is.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def noisy(x: Any) -> Any:
+        constant = (
+            isinstance(x, torch.Tensor) and x.is_floating_point() and bool((x == x.flatten()[:1]).all())
+        )
+        return x + _noise(x, random) if constant else x
+
+    args, kwargs = tree_map(noisy, (graph.args, graph.kwargs))
+    probe = replace(graph, args=args, kwargs=kwargs)
+    return probe if all(y.isfinite().all() for y in outputs(probe, model)) else graph
+
+
+def _noise(like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
 
 
 def outputs(graph: Graph, model: nn.Module) -> list[torch.Tensor]:

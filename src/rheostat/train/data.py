@@ -60,7 +60,8 @@ class ImageLoader:
         scale = 1 / torch.tensor(std, dtype=torch.float64)
         self._scale_C = (scale / (255 if images.dtype == torch.uint8 else 1)).float().to(device)
         self._shift_C = (-torch.tensor(mean, dtype=torch.float64) * scale).float().to(device)
-        self.batch_size, self.crop, self.flip, self.shuffle, self.seed = batch_size, crop, flip, shuffle, seed
+        self.batch_size, self.mean, self.std = batch_size, tuple(mean), tuple(std)
+        self.crop, self.flip, self.shuffle, self.seed = crop, flip, shuffle, seed
         self.channels_last, self.cycle = channels_last, cycle
         self._epoch = 0
 
@@ -72,7 +73,8 @@ class ImageLoader:
         shape = tuple(self._images_MHWC.shape)
         return (
             f"ImageLoader({shape[0]} images {shape[3]}x{shape[1]}x{shape[2]}, batch_size={self.batch_size}, "
-            f"crop={self.crop}, flip={self.flip}, shuffle={self.shuffle}, seed={self.seed}"
+            f"mean={self.mean}, std={self.std}, crop={self.crop}, flip={self.flip}, "
+            f"shuffle={self.shuffle}, seed={self.seed}"
             f"{'' if self.cycle is None else f', cycle={self.cycle}'})"
         )
 

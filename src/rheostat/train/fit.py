@@ -115,7 +115,8 @@ def fit(
         goes with `channels_last`, where batch norms are then summed in an order that vectorises.
     validation: measured after each epoch, the last time in float32, and then recorded in `net` for `save`.
     checkpoint: a file written after each epoch. With `resume=True` training goes on from it as if it had never stopped
-        (on a CPU to the same bits), or starts when there is none; settings that differ from its own are refused.
+        (on a CPU to the same bits; what the persistent workers of a `DataLoader` draw is not in it), or starts when
+        there is none; settings that differ from its own are refused.
     before_step, after_step: called with the step, counted from 0 over the whole run, and the learning rate: when the
         summed gradients are in the shared parameters' `grad`, and when the optimizer has moved those.
     progress: show a bar with the running loss and accuracy of every subnet, and a line for each epoch.
@@ -167,9 +168,6 @@ def fit(
         "precision": precision,
         "optimizer": type(optim).__name__,
         "lr": peaks,
-        "momentum": [group.get("momentum") for group in optim.param_groups],
-        "nesterov": [group.get("nesterov") for group in optim.param_groups],
-        "weight_decay": [group.get("weight_decay") for group in optim.param_groups],
         "warmup": warmup,
         "teacher": None if teacher is None else [_digest(teacher.state_dict()), distill, temperature],
         "inplace": inplace,
@@ -177,6 +175,8 @@ def fit(
         "label_smoothing": label_smoothing,
         "clip_norm": clip_norm,
     }
+    options = sorted({name for group in optim.param_groups for name in group} - {"params", *settings})
+    settings |= {name: [group.get(name) for group in optim.param_groups] for name in options}
     if checkpoint is not None:
         if distributed.rank() == 0:
             history = _open_checkpoint(checkpoint, resume, net, optim, settings)
@@ -270,7 +270,8 @@ def fit(
                         show(epoch * steps + step + 1, f"epoch {epoch + 1}/{epochs}", meter.text(step + 1))
                         looked = time.perf_counter()
                 meter.check_finite(epoch, steps, checkpoint)
-                distributed.average_(b for b in net.buffers() if b.is_floating_point())
+                buffers = (b for k in trained for b in net[k].buffers())
+                distributed.average_(b for b in buffers if b.is_floating_point())
                 _check_tensors_finite(net, epoch, checkpoint)
                 scores: dict[str, float] = {}
                 if validation is not None:

@@ -51,8 +51,8 @@ class Graph:
 
     `dims[node name]` has one entry a dim: None (a fixed size) or the global unit id at each index (-1: always kept);
     unit `u` of group `g` is `groups[g].first_unit + u`. `axes` says the same of parameters and buffers. `counts` are
-    module attributes that count units (`groups`, `num_heads` …); `private` names the parameters and buffers of norms,
-    which every subnet has for itself.
+    module attributes that count units (`groups`, `num_heads` …); `private` names what every subnet has for itself: the
+    parameters and buffers of norms, and buffers of floats.
     """
 
     model: nn.Module
@@ -267,11 +267,17 @@ class _Builder:
         )
 
     def _private(self, norms: frozenset[str], groups: list[ChannelGroup]) -> frozenset[str]:
-        """Parameters of norms, every buffer of their modules, and the buffers that carry units, by all their names."""
+        """Parameters of norms, buffers of their modules, that carry units or that are of floats, by all their names.
+
+        A forward pass in training may change buffers of floats: what one subnet leaves there is not the others'.
+        """
         layers = {name.rpartition(".")[0] for name in norms}
         carried = {axis.tensor for group in groups for axis in group.axes}
-        buffers = (name for name, _ in self.model.named_buffers(remove_duplicate=False))
-        found = norms | {name for name in buffers if name.rpartition(".")[0] in layers or name in carried}
+        found = norms | {
+            name
+            for name, buffer in self.model.named_buffers(remove_duplicate=False)
+            if buffer.is_floating_point() or name.rpartition(".")[0] in layers or name in carried
+        }
         tensors = tensors_of(self.model)
         same = {id(tensors[name]) for name in found}
         return frozenset(name for name, tensor in tensors.items() if id(tensor) in same)

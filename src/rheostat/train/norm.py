@@ -41,7 +41,7 @@ class RowNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.autocast(input.device.type, enabled=False):
-            y, mean, variance = _RowNorm.apply(input, self.weight, self.bias, self.running_mean, self.eps)
+            y, mean, variance = _RowNorm.apply(input, self.weight, self.bias, self.eps)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
@@ -52,10 +52,14 @@ class RowNorm2d(nn.BatchNorm2d):
 class _RowNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, near: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, mean and biased variance of the batch; sums are taken about `near`, the running mean."""
+        """The output, mean and biased variance of the batch; sums are taken about the first image's mean.
+
+        It is of the batch's size, and squares then keep their digits, wherever the running mean still is.
+        """
         spread, rows = _copies(x), _rows(x)
+        near = spread @ rows[0].sum(0) / (x.shape[2] * x.shape[3])
         off = rows - near @ spread
         first, second = _sums(off, off * off, spread) / (x.numel() // x.shape[1])
         variance = (second - first * first).clamp(min=0)
@@ -66,7 +70,7 @@ class _RowNorm(torch.autograd.Function):
         return _images(rows * slope + start, x), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """`dx = weight * scale * (dy - mean(dy) - normed * mean(dy * normed))`."""
         x, weight, mean, scale = ctx.saved_tensors
         spread, dy, count = _copies(x), _rows(grads[0]), x.numel() // x.shape[1]
@@ -74,7 +78,7 @@ class _RowNorm(torch.autograd.Function):
         d_bias, d_scaled = _sums(dy, dy * off, spread)
         slope, d_weight = weight * scale, d_scaled * scale
         a, b, c = torch.stack([slope, slope * scale * d_weight / count, slope * d_bias / count]) @ spread
-        return _images(a * dy - b * off - c, x), d_weight, d_bias, None, None
+        return _images(a * dy - b * off - c, x), d_weight, d_bias, None
 
 
 def _rows(x: Tensor) -> Tensor:

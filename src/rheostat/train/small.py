@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rheostat.train.graph import Graph, tensors_of
+from rheostat.train.graph import Graph, evaluating, tensors_of
 
 _SIZES = frozenset(
     """in_features out_features in_channels out_channels num_features num_channels embedding_dim num_parameters nf nx
@@ -118,7 +118,8 @@ def small_module(
             for key, tensor in store.items():
                 if tensor is not None:
                     store[key] = made[id(tensor)]
-    _set_attributes(graph, module, present, keep)
+    with evaluating(module):  # a parametrization that is read in training mode moves its buffers
+        _set_attributes(graph, module, present, keep)
     return module, slices
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from rheostat import artifact
 from rheostat.program import LEVELS
 from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
-from rheostat.train.check import verify
+from rheostat.train.check import check_copy, verify
 from rheostat.train.graph import Graph, trace
 from rheostat.train.masks import Levels
 from rheostat.train.order import sort
@@ -65,6 +65,7 @@ class Supernet(nn.Module):
             sizes = tuple(g.size for g in graph.groups)
             subnets = [Subnet(name, sizes) for name in (levels.names if levels is not None else ())]
         _validate(graph, subnets)
+        check_copy(graph)
         full = copy.deepcopy(graph.model)
         last = len(subnets) - 1
         pruned = {} if levels is None else _levels_of(graph, full, subnets, levels)
