@@ -534,6 +534,17 @@ class Root(nn.Module):
         return self.head(torch.relu(self.fc(x.sqrt())))
 
 
+class Numbers(nn.Module):
+    """Wants whole numbers of at least 0, as floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc, self.head = nn.Embedding(2, 6), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.fc(self.embed(x.long()).mean(1))))
+
+
 def test_zeros_as_an_example_tell_as_much_as_noise() -> None:
     for example in (torch.zeros(4, 6), torch.randn(4, 6)):
         graph = rh.trace(Average(), example)
@@ -542,8 +553,10 @@ def test_zeros_as_an_example_tell_as_much_as_noise() -> None:
         assert "something else" in (group.pinned or "")
         assert net.subnets[0].widths == (12, 6, 3)
         assert net.graph.args[0] is example
-    graph = rh.trace(Root(), torch.ones(4, 6))
-    assert rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0))).subnets[0].widths == (6, 3)
+    for model in (Root(), Numbers()):
+        graph = rh.trace(model, torch.ones(4, 6))
+        (group,) = owners(rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0))).graph, "fc.weight")
+        assert group.pinned is None
 
 
 class Closure(nn.Module):

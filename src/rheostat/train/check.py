@@ -167,7 +167,7 @@ def disturbed(model: nn.Module) -> nn.Module:
 def disturbed_example(graph: Graph, model: nn.Module) -> Graph:
     """The graph with noise on a constant example of floats: zeros may stay zeros whatever a model does with them.
 
-    Where the model makes no finite numbers of that (a root, say), the example is left as it is.
+    Where the model cannot do with that or makes no finite numbers of it (a root, say), the example is left as it is.
     """
     random = torch.Generator().manual_seed(0)
 
@@ -179,7 +179,10 @@ def disturbed_example(graph: Graph, model: nn.Module) -> Graph:
 
     args, kwargs = tree_map(noisy, (graph.args, graph.kwargs))
     probe = replace(graph, args=args, kwargs=kwargs)
-    return probe if all(y.isfinite().all() for y in outputs(probe, model)) else graph
+    try:
+        return probe if all(y.isfinite().all() for y in outputs(probe, model)) else graph
+    except Exception:  # such as an index below zero
+        return graph
 
 
 def _noise(like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
