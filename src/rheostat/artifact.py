@@ -299,12 +299,12 @@ def _raised(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, np
     firsts: dict[str, np.ndarray] = {}
     for op in program.ops or ():
         if isinstance(op, (Conv2d, Linear)) and op.weight in levels:
-            first = _first_subnets(op, program, tensors[op.weight].shape)
+            first = first_subnets(op, program, tensors[op.weight].shape)
             firsts[op.weight] = np.minimum(first, firsts.get(op.weight, first))
     return {n: np.maximum(array, firsts[n]) if n in firsts else array for n, array in levels.items()}
 
 
-def _first_subnets(op: Conv2d | Linear, program: Program, shape: tuple[int, ...]) -> np.ndarray:
+def first_subnets(op: Conv2d | Linear, program: Program, shape: tuple[int, ...]) -> np.ndarray:
     """For each weight of `op` the first subnet that has both its channels; their number where none has."""
     x, out = (
         np.concatenate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import rheostat as rh
 from cases import CASES, Case, lived_in
 from random_nets import random_nets
 from rheostat import artifact
-from rheostat.program import ACTIVATIONS, Activation, Conv2d, Linear, Value, reads
+from rheostat.program import ACTIVATIONS, Activation, Conv2d, Linear, Segment, Value, reads
 from rheostat.run.export_c import CSource, export_c, to_numbers
 from rheostat.spec import Quant
 from run.test_engine import ACTIVATE, PROGRAMS, Net, activations, error, whole, with_levels, with_torch
@@ -384,17 +385,124 @@ def test_a_layer_never_writes_over_what_it_reads(source: CSource) -> None:
             )
 
 
+# ---- what it says of itself ----
+
+
+def test_wrong_golden_vectors_are_noticed_however_wrong(tmp_path: Path) -> None:
+    path = tiny(tmp_path / "net.safetensors", Quant(16, 16))
+    x = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    source, changed = export_c(path, tmp_path / "c", 1e3 * x), 0
+
+    def negated(found: re.Match[str]) -> str:
+        nonlocal changed
+        numbers = [int(n) for n in found[2].split(",")]
+        changed += sum(abs(n) > 2**14 for n in numbers)  # a difference beyond 16 bits
+        return found[1] + ", ".join(str(-n if abs(n) > 2**14 else n) for n in numbers) + "}"
+
+    golden = source.folder / "net_golden.h"
+    golden.write_text(re.sub(r"(golden_output_\d\[\d+\] = \{)([^}]*)\}", negated, golden.read_text()))
+    done = subprocess.run([source.compile(sanitize=True)], capture_output=True, check=True)
+    assert int(done.stdout) == changed > 0
+
+
+@pytest.mark.parametrize("quant", [None, *WIDE, INT8], ids=case_id)
+def test_memory_is_what_the_compiler_takes(quant: Quant | None, tmp_path: Path) -> None:
+    folder = export_c(tiny(tmp_path / "net.safetensors", quant), tmp_path / "c").folder
+    (tmp_path / "sizes.c").write_text(
+        '#include <stdio.h>\n#include "net.c"\n'
+        "void net_nvm_write(uint16_t at, uint8_t byte) { (void)at, (void)byte; }\n"
+        "uint8_t net_nvm_read(uint16_t at) { return (uint8_t)at; }\n"
+        "int main(void) {\n"
+        '    printf("%ld %ld ", (long)NET_RAM_BYTES, (long)NET_NVM_BYTES);\n'
+        "#ifdef NET_RESUME\n"
+        '    printf("%ld %ld", (long)(sizeof net_state + sizeof net_column), (long)(16 + sizeof net_kept));\n'
+        "#else\n"
+        '    printf("%ld 8", (long)(sizeof net_state + sizeof net_column + sizeof net_arena));\n'
+        "#endif\n"
+        "    return 0;\n}\n"
+    )
+    for flags in ([], ["-DNET_RESUME"]):
+        command = [
+            "cc",
+            "-std=c99",
+            *flags,
+            "-I",
+            str(folder),
+            str(tmp_path / "sizes.c"),
+            "-o",
+            str(tmp_path / "sizes"),
+        ]
+        subprocess.run(command, check=True)
+        ram, nvm, real_ram, real_nvm = subprocess.run(
+            [tmp_path / "sizes"], capture_output=True
+        ).stdout.split()
+        assert (ram, nvm) == (real_ram, real_nvm)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_program_in_cpp_may_call_it(source: CSource, tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text(
+        '#include "net.h"\n'
+        'extern "C" void net_nvm_write(uint16_t, uint8_t) {}\n'
+        'extern "C" uint8_t net_nvm_read(uint16_t) { return 0; }\n'
+        "int main() { static net_input x[NET_INPUT_SIZE]; static net_output y[NET_OUTPUT_SIZE];\n"
+        "    return net_init() != NET_LOST || net_run(x, y) != NET_OK; }\n"
+    )
+    include = ["-I", str(source.folder), "-o"]
+    subprocess.run(
+        ["cc", "-std=c99", "-c", str(source.folder / "net.c"), *include, str(tmp_path / "net.o")], check=True
+    )
+    program = [str(tmp_path / name) for name in ("program", "main.cpp", "net.o")]
+    subprocess.run(["c++", *include, *program], check=True)
+    subprocess.run(program[:1], check=True)
+
+
+def test_the_record_of_another_net_is_not_valid(tmp_path: Path) -> None:
+    """Also where that has the same weights: the same model, without norms, of other widths."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    graph, found = rh.trace(model, torch.randn(1, 6)), set()
+    for widths in ((0.25, 0.5, 1.0), (0.5, 0.75, 1.0), (0.5, 1.0)):
+        rh.save(rh.Supernet(graph, rh.uniform(graph, widths)), tmp_path / "net.safetensors")
+        text = (export_c(tmp_path / "net.safetensors", tmp_path / "c").folder / "net.c").read_text()
+        found |= set(re.findall(r"#define NET_ID (\d+)", text))
+    assert len(found) == 3
+
+
+def test_a_weight_with_levels_that_two_ops_read(tmp_path: Path) -> None:
+    """The second has narrower inputs than the first, whose widths the levels follow."""
+    net = Net([Value(whole(4), (3, 3))])
+    wide = net.conv(0, whole(4), (1, 1), norm=False)
+    narrow = net.conv(0, (Segment(4, (1, 2, 4)),), (1, 1), norm=False)
+    again = net.conv(narrow, whole(4), (1, 1), norm=False)
+    net.ops[2] = replace(net.ops[2], weight=net.ops[0].weight)
+    net.outputs = (wide, again)
+    levels = net.rng.integers(0, 3, net.tensors[net.ops[0].weight].shape).astype(np.uint8)
+    net.tensors[f"{net.ops[0].weight}@levels"] = levels
+    net.save(tmp_path / "net.safetensors")
+    agrees(
+        tmp_path / "net.safetensors", tmp_path / "c", net.rng.standard_normal((3, 4, 3, 3)).astype(np.float32)
+    )
+
+
+def test_the_dilation_of_a_kernel_of_one_says_nothing(tmp_path: Path) -> None:
+    net = Net([Value(whole(2), (3, 3))])
+    net.conv(0, whole(2), (1, 1), dilation=(40_000, 40_000))
+    net.save(tmp_path / "net.safetensors")
+    agrees(tmp_path / "net.safetensors", tmp_path / "c", np.ones((1, 2, 3, 3), np.float32))
+
+
 # ---- mistakes ----
 
 
 def test_a_net_that_does_not_fit(source: CSource, tmp_path: Path) -> None:
     path, need = source.folder.parent / "tiny.safetensors", sum(source.constant_bytes)
-    export_c(path, tmp_path, flash_bytes=need, ram_bytes=source.arena_bytes + source.column_bytes)
+    export_c(path, tmp_path, flash_bytes=need, ram_bytes=source.arena_bytes + source.column_bytes + 4)
     with pytest.raises(
         ValueError, match=rf"take {need} bytes of flash, 100 more than the {need - 100} given; ops\["
     ):
         export_c(path, tmp_path, flash_bytes=need - 100)
-    need = source.arena_bytes + source.column_bytes
+    need = source.arena_bytes + source.column_bytes + 4  # NET_RAM_BYTES
     with pytest.raises(
         ValueError, match=rf"take {need} bytes of RAM, 1 more than .*ops\[0\] \(conv2d 0.weight\) needs"
     ):

@@ -256,6 +256,41 @@ def test_a_zero_layer_stays_zero() -> None:
 # ---- the artifact ----
 
 
+@pytest.mark.parametrize("bits", [Quant(16, 16), Quant(8, 16)], ids=case_id)
+def test_a_filter_of_zeros_costs_the_others_no_digits(bits: Quant) -> None:
+    """Its norm has seen a variance of 0: were its scale 1, its multiplier would be the largest by far."""
+
+    def worst(dead: bool) -> float:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+        )
+        with torch.no_grad():
+            model[0].weight[2] *= 0 if dead else 1
+        x = torch.randn(64, 3, 8, 8)
+        model.train()
+        for _ in range(100):
+            model(x)
+        graph = rh.trace(model.eval(), x)
+        quantized = rh.quantize(rh.Supernet(graph, rh.uniform(graph, (1.0,))), [x], bits)
+        assert (quantized.tensors["quant.0.multiplier"] == 0).sum() == dead
+        with torch.no_grad():
+            want = model(x)
+        return float((quantized(x) - want).abs().max() / want.abs().max())
+
+    assert worst(dead=True) < 2 * worst(dead=False)
+
+
+@pytest.mark.parametrize("ranges", ["max", "percentile"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused_in_calibration(ranges: str, number: float) -> None:
+    graph = rh.trace(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(2, 6))
+    net, x = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0))), torch.randn(4000, 6)
+    x[7, 3] = number
+    with pytest.raises(ValueError, match="value 0 of subnet 0 is not finite on the calibration data"):
+        rh.quantize(net, [x], ranges=ranges)
+
+
 def test_saved_loaded_and_saved_again_it_is_the_same_file(tmp_path: Path) -> None:
     case = named("mobilenet")
     quantized = quantize(supernet(case), [case.inputs(1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheostat.artifact import read
+from rheostat.artifact import first_subnets, read
 from rheostat.program import (
     ACTIVATIONS,
     Add,
@@ -37,6 +38,7 @@ MAX_STEPS = 253  # ops: the progress record counts them in one byte
 MAX_SPACE = 2**15 - 1  # positions along an axis, padding included: C's int may have 16 bits
 MAX_INDEX = 2**16 - 1  # of rh_index where 16 bits are enough for every offset
 BLOCK = 255  # RH_BLOCK of rh_layers.h
+STATE_BYTES = 4  # of the level in use, in RAM
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
 KERNELS = ("rh_api.h", "rh_golden.h", "rh_layers.h", "rh_net.h", "net_host.c")
@@ -214,7 +216,7 @@ def _check_fit(writer: _Writer, flash_bytes: int | None, ram_bytes: int | None, 
             f"given; {_title(program, first)} is the first that does not fit, {_title(program, largest)} the largest "
             f"with {writer.constant_bytes[largest]} bytes"
         )
-    need = writer.arena_bytes + writer.column_bytes
+    need = writer.arena_bytes + writer.column_bytes + STATE_BYTES
     if ram_bytes is not None and need > ram_bytes:
         ranges = live_ranges(program.ops or (), program.outputs, len(program.values))
         alive = [
@@ -223,8 +225,9 @@ def _check_fit(writer: _Writer, flash_bytes: int | None, ram_bytes: int | None, 
         ]
         worst = int(np.argmax(alive))
         raise ValueError(
-            f"{where}: its activations take {need} bytes of RAM, {need - ram_bytes} more than the {ram_bytes} given; "
-            f"{_title(program, worst)} needs {alive[worst] * writer.element.itemsize} of them at once"
+            f"{where}: its activations and state take {need} bytes of RAM, {need - ram_bytes} more than the "
+            f"{ram_bytes} given; {_title(program, worst)} needs {alive[worst] * writer.element.itemsize} of them "
+            "at once"
         )
 
 
@@ -445,7 +448,9 @@ class _Writer:
     def _window(self, op: Conv2d | MaxPool2d | AvgPool2d | GlobalAvgPool | Subsample) -> str:
         source, out = self.program.values[op.input].space, self.program.values[op.output].space or (1, 1)
         if isinstance(op, Conv2d):
-            parts = (self._tensors[op.weight].shape[2:], op.stride, op.padding, op.dilation)
+            kernel = self._tensors[op.weight].shape[2:]
+            dilation = [d if n > 1 else 1 for n, d in zip(kernel, op.dilation, strict=True)]
+            parts = (kernel, op.stride, op.padding, dilation)
         elif isinstance(op, (MaxPool2d, AvgPool2d)):
             parts = (op.kernel, op.stride, op.padding, (1, 1))
         elif isinstance(op, GlobalAvgPool):
@@ -478,6 +483,8 @@ class _Writer:
             self._dense = True
             fields["weight"] = self._array("weight", matrix)
         else:
+            # Of a weight that several ops read, a level may be below what the widths of this one hold.
+            levels = np.maximum(levels, first_subnets(op, self.program, weight.shape))
             self._prune(matrix, levels.reshape(full.shape)[out.indices(-1)][:, kept], fields)
         return len(kept), taps
 
@@ -570,6 +577,7 @@ class _Writer:
             "OUTPUT_SIZES": _braced(sizes),
             "CONSTANT_BYTES": sum(self.constant_bytes),
             "ARENA_BYTES": self.arena_bytes,
+            "KEPT_BYTES": self.arena_bytes + self.element.itemsize,
             "COLUMN_BYTES": self.column_bytes,
         }
         if quant is not None:
@@ -594,7 +602,7 @@ class _Writer:
             "RH_LEVELS": "NET_LEVELS",
             "RH_DENSE": int(self._dense),
             "RH_PRUNED": int(self._pruned),
-            "NET_ID": max(1, int(self.program.sha256[:4], 16)),
+            "NET_ID": _number_of(self.program),
             "NET_ARENA": self.program.plan.size,
             "NET_COLUMN": self._columns,
             "NET_STEPS": len(self._ops),
@@ -607,6 +615,13 @@ class _Writer:
             cases=cases,
             outputs="\n    ".join(self._outputs),
         )
+
+
+def _number_of(program: Program) -> int:
+    """1 to 65,535, of all that the inference of a net depends on."""
+    p = program
+    text = repr((p.sha256, p.values, p.ops, p.outputs, p.plan, p.quant, p.levels))
+    return max(1, int(hashlib.sha256(text.encode()).hexdigest()[:4], 16))
 
 
 def _golden(program: Program, examples: np.ndarray, outputs: Sequence[Sequence[np.ndarray]]) -> str:
@@ -633,6 +648,7 @@ def _golden(program: Program, examples: np.ndarray, outputs: Sequence[Sequence[n
         inputs=_braced(names),
         outputs=_braced(f"golden_output_{k}" for k in range(len(wanted))),
         tolerance="0" if quant is not None else "1e-4f",
+        number="float" if quant is None else "int32_t",
     )
 
 
@@ -707,6 +723,7 @@ _GOLDEN = """/* Made by rheostat.export_c; do not edit. */
 {definitions}
 #define NET_GOLDEN {num}
 #define NET_GOLDEN_TOLERANCE {tolerance}
+#define NET_GOLDEN_NUMBER {number}
 #define NET_GOLDEN_INPUTS {inputs}
 #define NET_GOLDEN_OUTPUTS {outputs}
 

@@ -326,15 +326,16 @@ def _calibrate(
         x = (batch[0] if isinstance(batch, (tuple, list)) else batch).detach().cpu().float()
         for k in range(shape[1]):
             for v, value in _float_values(program, floats, k, x).items():
+                if not value.isfinite().all():
+                    raise ValueError(
+                        f"quantize: value {v} of subnet {k} is not finite on the calibration data"
+                    )
                 size = _range(value, ranges)
                 largest[v, k] = size if count == 0 else _MOMENTUM * largest[v, k] + (1 - _MOMENTUM) * size
                 lowest[v, k] = min(lowest[v, k], float(value.min()))
         count += 1
     if count == 0:
         raise ValueError("quantize: the loader is empty; want at least one batch")
-    if not np.isfinite(largest).all():
-        v, k = np.argwhere(~np.isfinite(largest))[0]
-        raise ValueError(f"quantize: value {v} of subnet {k} is not finite on the calibration data")
     return largest, lowest
 
 
@@ -622,14 +623,17 @@ class _Quantizer:
         return pre, scale, offset
 
     def weight(self, name: str) -> np.ndarray:
-        """Round a weight once, for all subnets and all ops that read it; returns its scales."""
+        """Round a weight once, for all subnets and all ops that read it; returns its scales, 0 for filters of zeros.
+
+        With that these have the multiplier 0, and not the largest of all, to which the others would lose their digits.
+        """
         if name not in self.weight_scales:
             w = self.tensors[name].astype(np.float64)
             top = 2 ** (self.bits.bits_weights - 1) - 1
             largest = np.abs(w).reshape(len(w), -1).max(1)
-            scale = np.where(largest > 0, largest / top, 1.0).astype(np.float32).astype(np.float64)
-            scale = np.where(scale > 0, scale, 1.0)
-            q = np.rint(w / scale.reshape(-1, *[1] * (w.ndim - 1))).clip(-top, top)
+            scale = (largest / top).astype(np.float32).astype(np.float64)
+            steps = np.where(scale > 0, scale, 1.0)
+            q = np.rint(w / steps.reshape(-1, *[1] * (w.ndim - 1))).clip(-top, top)
             self.stored[name] = q.astype(np.int8 if self.bits.bits_weights == 8 else np.int16)
             self.stored[f"{name}.scale"] = scale.astype(np.float32)
             self.weight_scales[name] = scale

@@ -6,7 +6,7 @@
 #ifdef NET_RESUME
 #define NET_RECORD_BYTES 16
 #define NET_RAM_BYTES (NET_COLUMN_BYTES + 8)
-#define NET_NVM_BYTES (NET_RECORD_BYTES + NET_ARENA_BYTES + 1)
+#define NET_NVM_BYTES (NET_RECORD_BYTES + NET_KEPT_BYTES)
 #else
 #define NET_RECORD_BYTES 8
 #define NET_RAM_BYTES (NET_COLUMN_BYTES + 4 + NET_ARENA_BYTES)
@@ -22,6 +22,10 @@ enum {
     NET_NOTHING,      /* net_resume: no inference was begun */
     NET_AGAIN         /* net_resume: the last inference was finished before; its outputs once more */
 };
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* Once after each reset, before anything else. */
 int net_init(void);
@@ -49,5 +53,9 @@ int net_resume(net_output *y);
 /* Yours to write: bytes 0 ... NET_RECORD_BYTES - 1 of non-volatile memory. A byte is there before the call returns. */
 void net_nvm_write(uint16_t at, uint8_t byte);
 uint8_t net_nvm_read(uint16_t at);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

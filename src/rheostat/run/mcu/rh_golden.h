@@ -14,15 +14,15 @@ static inline long net_golden(void) {
         const net_output *want = outputs[level];
         if (net_switch(level) != NET_OK) return -1;
         for (size_t n = 0; n < NET_GOLDEN; n++, want += sizes[level]) {
-            net_output largest = 0;
+            NET_GOLDEN_NUMBER largest = 0; /* in which a difference of two outputs fits */
             if (net_run(inputs[level] + n * NET_INPUT_SIZE, y) != NET_OK) return -1;
             for (size_t i = 0; i < sizes[level]; i++) {
-                const net_output size = (net_output)(want[i] < 0 ? -want[i] : want[i]);
+                const NET_GOLDEN_NUMBER size = want[i] < 0 ? -(NET_GOLDEN_NUMBER)want[i] : want[i];
                 largest = size > largest ? size : largest;
             }
             for (size_t i = 0; i < sizes[level]; i++) {
-                const net_output error = (net_output)(y[i] > want[i] ? y[i] - want[i] : want[i] - y[i]);
-                wrong += !(error <= NET_GOLDEN_TOLERANCE * largest);
+                const NET_GOLDEN_NUMBER error = (NET_GOLDEN_NUMBER)y[i] - (NET_GOLDEN_NUMBER)want[i];
+                wrong += !((error < 0 ? -error : error) <= NET_GOLDEN_TOLERANCE * largest);
             }
         }
     }
