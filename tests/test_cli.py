@@ -121,6 +121,7 @@ def test_eval_uses_the_normalisation_of_the_training(trained: Path, tmp_path: Pa
 
 def test_inspect(trained: Path) -> None:
     text = invoke("inspect", trained)
+    assert all(f"subnet {name}" in text or f" {name} " in text for name in ("0.25", "0.5", "0.75", "1.0"))
     for words in ("CifarResNet", "layer3.0.conv2", "model output", "data: digits", "167,794"):
         assert words in text
     found = json.loads(invoke("inspect", trained, "--json"))
@@ -299,6 +300,32 @@ def test_figure_without_results(tmp_path: Path) -> None:
     assert not (tmp_path / "figure.svg").exists()
     assert "got dynamic 3; want one of: dynamic 4, " in mistake("figure", "dynamic", 3, "--out", "a.svg")
     assert "--seeds: got '1-3'; want numbers" in mistake("table", "dynamic", 1, "--seeds", "1-3")
+
+
+def test_a_figure_that_could_not_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    for place, want in (("figure.txt", "want a name that ends in"), ("none/figure.svg", "no such directory")):
+        flags = ("--run", "--data", tmp_path, "--results", tmp_path)
+        assert want in mistake("figure", "dynamic", 7, "--out", tmp_path / place, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_result_is_named(tmp_path: Path) -> None:
+    for subnets in (5, [1], [{"macs": 3}]):
+        text = json.dumps({"recipe": "lenet5_mnist", "seed": 0, "subnets": subnets})
+        (tmp_path / "half.json").write_text(text)
+        assert "half.json: not a whole result" in mistake("table", "dynamic", 1, "--results", tmp_path)
+    (tmp_path / "half.json").write_text(text.replace('{"macs": 3}', '{"name": "1.0", "accuracy": null}'))
+    assert "nothing to draw" in invoke(
+        "figure", "dynamic", 7, "--out", tmp_path / "a.svg", "--results", tmp_path
+    )
+    (tmp_path / "subnets-a.json").write_text("[1]")
+    assert "subnets-a.json: not the subnets of a sampling" in mistake(
+        "table", "dynamic", 3, "--results", tmp_path
+    )
+
+
+def test_a_batch_beyond_memory_is_one_line(trained: Path) -> None:
+    assert "not enough memory" in mistake("bench", trained, "--batch", 10**11, "--repeats", 1)
 
 
 def test_dial_never_imports_torch(trained: Path, tmp_path: Path) -> None:

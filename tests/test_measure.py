@@ -38,6 +38,10 @@ def test_accuracy_counts_every_sample_once(batch: int) -> None:
     assert engine.active == 1
     with pytest.raises(ValueError, match="got no samples"):
         accuracy(engine, [])
+    for labels in (np.zeros((4, 1), int), np.zeros(1, int), np.zeros(4), np.eye(2, dtype=int)[[0, 1, 0, 1]]):
+        with pytest.raises(ValueError, match=r"for 4 samples; want integers \[N\]"):
+            accuracy(engine, [(x[:4], labels)])
+    assert engine.active == 1
 
 
 class Clock:

@@ -9,7 +9,9 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -78,7 +80,7 @@ def load(name: str, data_dir: str | Path | None = None, shape: tuple[int, ...] =
     - "imagenet", 224 pixels: `imagenet/train/<class>/*` and `imagenet/val/<class>/*`; decoded when asked for.
 
     shape: (C, H, W) that digits are enlarged to, to stand in for another data set.
-    Raises ValueError when the name is unknown or no source is there.
+    Raises ValueError when the name is unknown, no source is there, or a packed file is damaged.
 
     >>> load("digits").train_images.shape
     (899, 1, 8, 8)
@@ -145,14 +147,15 @@ def _digits(shape: tuple[int, ...]) -> Images:
 
 def _packed_mnist(data_dir: Path) -> Arrays:
     path = _existing(data_dir / "mnist.npz.xz")
-    with lzma.open(path) as file, np.load(io.BytesIO(file.read())) as arrays:
+    with _whole(path), lzma.open(path) as file, np.load(io.BytesIO(file.read())) as arrays:
         x_train, y_train, x_test, y_test = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
     return x_train[:, None], y_train.astype(np.int64), x_test[:, None], y_test.astype(np.int64)
 
 
 def _packed_cifar10(data_dir: Path) -> Arrays:
     folder = data_dir / "cifar10"
-    with np.load(_existing(folder / "labels.npz")) as labels:
+    path = _existing(folder / "labels.npz")
+    with _whole(path), np.load(path) as labels:
         y_train, y_test = labels["y_train"].astype(np.int64), labels["y_test"].astype(np.int64)
     x_train = np.concatenate([_cifar10_part(folder / f"train_{part}.xz") for part in range(1, 6)])
     return x_train, y_train, _cifar10_part(folder / "test.xz"), y_test
@@ -161,13 +164,14 @@ def _packed_cifar10(data_dir: Path) -> Arrays:
 def _cifar10_part(path: Path) -> np.ndarray:
     """One packed file as [N, 3, 32, 32]; decoding takes 2 s."""
     packed = _existing(path).read_bytes()
-    return _decoded_once("cifar10", packed, lambda: _decode_cifar10(lzma.decompress(packed)))
+    with _whole(path):
+        return _decoded_once("cifar10", packed, lambda: _decode_cifar10(lzma.decompress(packed)))
 
 
 def _decoded_once(name: str, packed: bytes, decoded: Callable[[], np.ndarray]) -> np.ndarray:
     """What is packed in a file, decoded once and afterwards read from the user's cache."""
     cached = _cache_dir() / f"{name}-{hashlib.sha256(packed).hexdigest()[:16]}.npy"
-    if cached.exists():
+    with suppress(OSError, EOFError, ValueError):  # not there, or damaged
         return np.load(cached, allow_pickle=False)
     images = decoded()
     try:
@@ -207,10 +211,8 @@ def _decode_cifar10(packed: bytes) -> np.ndarray:
 
 def _packed_har(data_dir: Path) -> Arrays:
     """Half windows int16 [9, M, 64], each stored once: a window is one of them and the next."""
-    with (
-        lzma.open(_existing(data_dir / "har.npz.xz")) as file,
-        np.load(io.BytesIO(file.read())) as arrays,
-    ):
+    path = _existing(data_dir / "har.npz.xz")
+    with _whole(path), lzma.open(path) as file, np.load(io.BytesIO(file.read())) as arrays:
         halves, start, labels = arrays["halves"], arrays["start"].astype(int), arrays["y"].astype(np.int64)
         train, scale = arrays["is_train"], arrays["scale"]
     windows = halves[:, start[:, None] + [0, 1]].reshape(len(HAR_CHANNELS), len(start), 1, 128)
@@ -221,7 +223,7 @@ def _packed_har(data_dir: Path) -> Arrays:
 def _har_archive(path: Path) -> Arrays:
     """The archive as published (Anguita et al. 2013): a text file a channel, a line a window; classes from 1."""
     arrays = []
-    with zipfile.ZipFile(path) as archive:
+    with _whole(path), zipfile.ZipFile(path) as archive:
         for part in ("train", "test"):
             signals = (f"{part}/Inertial Signals/{channel}_{part}" for channel in HAR_CHANNELS)
             arrays.append(np.stack([_numbers(archive, name) for name in signals], axis=1)[:, :, None])
@@ -230,19 +232,14 @@ def _har_archive(path: Path) -> Arrays:
 
 
 def _numbers(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    try:
-        with archive.open(f"UCI HAR Dataset/{name}.txt") as file:
-            return np.loadtxt(file, np.float32, ndmin=2)
-    except KeyError:
-        raise ValueError(
-            f"{archive.filename}: no {name}.txt; want UCI HAR Dataset.zip as published"
-        ) from None
+    with archive.open(f"UCI HAR Dataset/{name}.txt") as file:
+        return np.loadtxt(file, np.float32, ndmin=2)
 
 
 def _packed_speech(data_dir: Path) -> Arrays:
     """JPEGs that share one header; the official parts, of which the validation one is left out."""
     path = _existing(data_dir / "speech_commands_mel.npz")
-    with np.load(path) as arrays:
+    with _whole(path), np.load(path) as arrays:
         labels, part = arrays["label"].astype(np.int64), arrays["split"]
         header, files = arrays["jpeg_header"].tobytes(), _pieces(arrays["jpeg_tails"], arrays["offset"])
     images = _decoded_once(
@@ -257,7 +254,7 @@ def _packed_speech(data_dir: Path) -> Arrays:
 def _imagenette(data_dir: Path) -> Arrays:
     path = data_dir / "imagenette112_webp.npz"
     if path.exists():
-        with np.load(path) as arrays:
+        with _whole(path), np.load(path) as arrays:
             labels, train = arrays["label"].astype(np.int64), arrays["is_train"]
             files = _pieces(arrays["webp"], arrays["offset"])
         images = _decoded_once(
@@ -312,6 +309,18 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; want --data DIR with the packed data set")
     return path
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What a damaged packed file makes its readers raise, as a ValueError that names the file."""
+    try:
+        yield
+    except (EOFError, KeyError, ValueError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+        why = error.args[0] if isinstance(error, KeyError) else type(error).__name__
+        raise ValueError(
+            f"{path}: not what it should hold ({why}); it may have been cut off, so fetch it again"
+        ) from error
 
 
 def _cache_dir() -> Path:

@@ -137,7 +137,7 @@ def load_figure(paper: str, number: int) -> Figure:
 
 def artifact(recipe: str, results_dir: Path | None = None) -> Path | None:
     """Return the artifact of a recipe's first seed, or None where it has no result, or the file is gone."""
-    results = [r for r in longest(recipe, results_dir) if r["artifact"]]
+    results = [r for r in longest(recipe, results_dir) if r.get("artifact")]
     found = [r["path"].with_name(r["artifact"]) for r in results]
     return next((path for path in found if path.exists()), None)
 
@@ -147,7 +147,9 @@ def sizes_and_accuracies(recipe: str, results_dir: Path | None = None) -> list[t
     by_subnet: dict[str, list[Any]] = {}
     for result in longest(recipe, results_dir):
         for subnet in result["subnets"]:
-            by_subnet.setdefault(subnet["name"], []).append((subnet["macs"], subnet["accuracy"]))
+            numbers = subnet.get("macs"), subnet.get("accuracy")
+            if None not in numbers:
+                by_subnet.setdefault(subnet["name"], []).append(numbers)
     return sorted(tuple(np.mean(seeds, axis=0).tolist()) for seeds in by_subnet.values())
 
 

@@ -117,7 +117,10 @@ def missing(
 def sampling_times(results_dir: Path | None = None) -> dict[str, str]:
     """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
     seconds: dict[tuple[str, str], list[float]] = {}
-    for record, _ in _json_files(results_dir or HERE / "results", "subnets-*.json"):
+    for record, path in _json_files(results_dir or HERE / "results", "subnets-*.json"):
+        kinds = {"task": str, "family": str, "seconds": (int, float)}
+        if not isinstance(record, dict) or any(not isinstance(record.get(k), t) for k, t in kinds.items()):
+            raise ValueError(f"{path}: not the subnets of a sampling; want what rheostat train wrote")
         if not record.get("smoke"):
             seconds.setdefault((record["task"], record["family"]), []).append(record["seconds"])
     means = {key: sum(values) / len(values) for key, values in seconds.items()}
@@ -132,12 +135,12 @@ def sampling_times(results_dir: Path | None = None) -> dict[str, str]:
 def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
     """Read every result in `results_dir` and its subdirectories, or the kept ones; "path" is where it lies.
 
-    Raises ValueError for a directory that does not exist and for a file that is not JSON.
+    Raises ValueError for a directory that does not exist and for a file that is not JSON, or holds half a result.
     """
     if results_dir is not None and not results_dir.is_dir():
         raise ValueError(f"{results_dir}: no such directory; want one with results of rheostat train")
     return [
-        {**result, "path": path}
+        _whole(result, path)
         for result, path in _json_files(results_dir or HERE / "results", "*.json")
         # A smoke run trained on something else: its numbers belong in no table.
         if isinstance(result, dict)
@@ -154,6 +157,20 @@ def longest(recipe: str, results_dir: Path | None = None) -> list[dict[str, Any]
     results = [result for result in load_results(results_dir) if result["recipe"] == recipe]
     by_seed = {result["seed"]: result for result in sorted(results, key=_length)}
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _whole(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The result with its path; ValueError where it is not what a run writes."""
+    subnets = result["subnets"]
+    good = (
+        isinstance(result["recipe"], str)
+        and isinstance(result["seed"], int)
+        and isinstance(subnets, list)
+        and all(isinstance(subnet, dict) and isinstance(subnet.get("name"), str) for subnet in subnets)
+    )
+    if not good:
+        raise ValueError(f"{path}: not a whole result; want what rheostat train wrote")
+    return {**result, "path": path}
 
 
 def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
@@ -184,8 +201,8 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
         unit=cell["unit"],
         seeds=len(numbers),
         spread=round(max(numbers) - min(numbers), 2) if len(numbers) > 1 else None,
-        commit=_joined(result["commit"] for _, result in measured.values()),
-        hardware=_joined(result["hardware"] for _, result in measured.values()),
+        commit=_joined(result.get("commit") for _, result in measured.values()),
+        hardware=_joined(result.get("hardware") for _, result in measured.values()),
         notes=tuple(notes),
         recipe=cell.get("recipe"),
     )

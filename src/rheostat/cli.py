@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -64,6 +65,8 @@ class OneLineErrors(TyperGroup):
             _fail(f'this needs {library}: pip install "rheostat[{EXTRAS[library]}]"')
         except (ValueError, ArtifactError, ImportError) as mistake:
             _fail(str(mistake))
+        except MemoryError as failure:
+            _fail(f"not enough memory{f': {failure}' if str(failure) else ''}")
         except OSError as failure:
             _fail(f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure))
         except (typer.Abort, KeyboardInterrupt):
@@ -511,6 +514,7 @@ def paper_figure(
     from rheostat import plot
     from rheostat_recipes import figures
 
+    plot.check_path(out)  # before hours of training
     shown, wanted = figures.load_figure(paper, number), _numbers(seeds)
     results = results or (RUNS if run else None)
     failures = _run_missing(shown.needs, results, data, wanted, epochs, as_json) if run else []
@@ -708,7 +712,7 @@ def _table(*columns: str) -> Table:
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
         words = column in ("pinned", "dial")
-        table.add_column(column, justify="left" if index == 0 or words else "right", no_wrap=not words)
+        table.add_column(column, justify="left" if index == 0 or words else "right", overflow="fold")
     return table
 
 
@@ -723,8 +727,11 @@ def _number(number: float | None) -> str:
 
 
 def _console(stderr: bool = False) -> Console:
-    """Return a console that prints names from files as they are, brackets included."""
-    return Console(stderr=stderr, markup=False, highlight=False)
+    """Return a console that prints names from files as they are, brackets included, and wide where nobody looks on."""
+    console = Console(stderr=stderr, markup=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 240
+    return console
 
 
 def _stdout_for_json_only(as_json: bool) -> contextlib.AbstractContextManager[object]:

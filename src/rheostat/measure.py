@@ -71,7 +71,7 @@ def accuracy(engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -
     """Fraction of right answers of every subnet, smallest first.
 
     batches: (x float32 [N, C, H, W], labels integers [N]), read once for all subnets. The engine's active subnet is
-    restored. Raises ValueError when there is no sample.
+    restored. Raises ValueError when there is no sample, and for labels that are not one integer for each.
 
     >>> with Engine("digits.safetensors") as engine:  # doctest: +SKIP
     ...     accuracy(engine, [(x, labels)])
@@ -80,6 +80,11 @@ def accuracy(engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -
     active, right, count = engine.active, [0] * len(engine.subnets), 0
     try:
         for x, labels in batches:
+            labels = np.asarray(labels)
+            if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
+                raise ValueError(
+                    f"accuracy: got labels {labels.dtype} {list(labels.shape)} for {len(x)} samples; want integers [N]"
+                )
             count += len(labels)
             for index in range(len(right)):
                 engine.select(index)
@@ -106,7 +111,7 @@ def calibrate(
     """
     if batches is None:
         batches = sorted({1 << power for power in range(len(x).bit_length())} | {len(x)})
-    if not batches or min(batches) < 1 or max(batches) > len(x):
+    if len(batches) == 0 or min(batches) < 1 or max(batches) > len(x):
         raise ValueError(f"calibrate: got batches={list(batches)} for {len(x)} samples; want 1 to {len(x)}")
     # Axes: batch, subnet, percentile.
     measured = np.array([latency(engine, x[:size], repeats) for size in batches])

@@ -266,17 +266,24 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
     _write_page(path, title, f"{program.model}, made by {program.producer}", tiles, sections, facts)
 
 
+def check_path(path: Path) -> None:
+    """Raise ValueError for a place where `save` could not write a figure."""
+    if path.suffix not in (".html", ".svg", ".png", ".pdf"):
+        raise ValueError(f"{path}: want a name that ends in .html, .svg, .png or .pdf")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: no such directory; want one that exists")
+
+
 def save(path: str | os.PathLike[str], title: str, text: str, figure: Figure) -> None:
     """Write a figure: a page of its own where `path` ends in .html, else as Matplotlib does (.svg, .png, .pdf).
 
-    Raises ValueError for another ending.
+    Raises ValueError for another ending, and for a folder that is not there.
     """
     path = Path(path)
+    check_path(path)
     if path.suffix == ".html":
         _write_page(path, title, text, [], [(title, text, _picture(figure, title))], "")
         return
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"{path}: want a name that ends in .html, .svg, .png or .pdf")
     import matplotlib as mpl
 
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -86,6 +87,49 @@ def test_a_cache_that_cannot_be_written_is_done_without(packed: tuple[Path, np.n
     cache.write_text("a file where the folder should be")
     folder, images = packed
     np.testing.assert_array_equal(load("cifar10", folder).test_images, images[10:])
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "har", "speech", "imagenette"])
+def test_damaged_files_are_named(
+    name: str, packed: tuple[Path, np.ndarray], cache: Path, tmp_path: Path
+) -> None:
+    """Cut off, empty, something else, and an archive of other arrays."""
+    path = {
+        "mnist": "mnist.npz.xz",
+        "cifar10": "cifar10/labels.npz",
+        "har": "har.npz.xz",
+        "speech": "speech_commands_mel.npz",
+        "imagenette": "imagenette112_webp.npz",
+    }[name]
+    file = io.BytesIO()
+    np.savez(file, other=np.zeros(9))
+    other = lzma.compress(file.getvalue()) if path.endswith(".xz") else file.getvalue()
+    (tmp_path / "cifar10").mkdir()
+    for content in (other[:-20], b"", b"<html>not found</html>", other):
+        (tmp_path / path).write_bytes(content)
+        with pytest.raises(ValueError, match=r"not what it should hold .*fetch it again") as caught:
+            load(name, tmp_path)
+        assert str(caught.value).startswith(str(tmp_path / path))
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "UCI HAR Dataset.zip").write_bytes(b"PK not quite")
+    with pytest.raises(ValueError, match=r"UCI HAR Dataset.zip: not what it should hold"):
+        load("har", tmp_path)
+
+
+def test_a_damaged_part_and_a_damaged_cache(
+    packed: tuple[Path, np.ndarray], cache: Path, tmp_path: Path
+) -> None:
+    folder, images = packed
+    load("cifar10", folder)
+    for path in cache.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:60])
+    np.testing.assert_array_equal(load("cifar10", folder).train_images, images[:10])
+    shutil.copytree(folder / "cifar10", tmp_path / "cifar10")
+    (tmp_path / "cifar10" / "train_3.xz").write_bytes(pack(images[:2])[:-30])
+    with pytest.raises(ValueError, match=r"train_3.xz: not what it should hold"):
+        load("cifar10", tmp_path)
 
 
 def test_mnist(packed: tuple[Path, np.ndarray]) -> None:
@@ -190,7 +234,9 @@ def test_har_from_the_archive(tmp_path: Path) -> None:
     assert got.test_labels.tolist() == [5, 0, 1]
     with zipfile.ZipFile(tmp_path / "UCI HAR Dataset.zip", "w") as archive:
         archive.writestr("other.txt", "1")
-    with pytest.raises(ValueError, match=r"no train/Inertial Signals/body_acc_x_train\.txt; want UCI HAR"):
+    with pytest.raises(
+        ValueError, match=r"no item named .*train/Inertial Signals/body_acc_x_train\.txt.* fetch it"
+    ):
         load("har", tmp_path)
 
 

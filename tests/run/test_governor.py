@@ -130,6 +130,32 @@ def test_energy_holds_the_smallest_until_the_battery_has_recovered() -> None:
     assert (state.subnet, state.held) == (3, False)
 
 
+def test_energy_remembers_what_was_held_while_the_battery_cannot_be_read() -> None:
+    state = energy(energy(None, 0.15, 0.0), None, 0.0, now_s=60)
+    assert (state.subnet, state.held) == (3, True)
+    state = energy(state, 0.22, 0.0, now_s=120)
+    assert (state.subnet, state.reason, state.held) == (0, "battery", True)
+    assert not energy(energy(state, 0.22, 0.0, now_s=180, on_ac=True), 0.22, 0.0, now_s=240).held
+
+
+def test_after_the_horizon_only_the_harvest_is_spent() -> None:
+    governor, state = (
+        EnergyGovernor((1.0, 2.0, 4.0, 8.0), capacity_j=1000.0, horizon_s=10.0, dwell_ms=0.0),
+        None,
+    )
+    for second in range(200):  # always far above the plan
+        seen = Observation(1e3 * second, (), 1e3, signals=Signals(0.9, harvest_w=2.0))
+        state = governor.cap(state, seen)
+        assert state.subnet == (3 if second < 10 else 1)  # 2 W for 1,000 requests of 2 mJ
+
+
+def test_a_cap_that_stays_was_not_changed() -> None:
+    governor, state = LatencyGovernor(PROFILE, budget_ms=1e-3), None
+    for window in range(1, 5):
+        state = governor.cap(state, Observation(100.0 * window, subnet=0, p95_ms=5.0))
+    assert (state.subnet, state.since_ms, state.at_ms) == (0, 100.0, 400.0)
+
+
 def test_energy_dwells() -> None:
     state = energy(None, 1.0, 401)
     assert state.subnet == 0

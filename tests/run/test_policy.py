@@ -162,6 +162,33 @@ def test_fixed_sheds_what_it_cannot_answer() -> None:
     assert Fixed(PROFILE).decide(Observation(0.0, (1.0, 2.0)), cap=0) == Decision(0, 2, 0, "fixed")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"now_ms": math.nan},
+        {"arrivals_per_s": math.nan},
+        {"arrivals_per_s": -1.0},
+        {"workers": 0},
+        {"slowdown": 0.0},
+        {"slowdown": math.nan},
+        {"p95_ms": math.nan},
+    ],
+)
+def test_observations_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="Observation: got "):
+        Observation(**wrong)
+    with pytest.raises(ValueError, match=r"arrival_rate: .*previous=nan"):
+        arrival_rate(math.nan, 1.0, 50.0)
+
+
+def test_a_deadline_that_is_no_number_is_not_late() -> None:
+    assert Fixed(PROFILE).decide(Observation(100.0, (math.nan,))).batch == 1
+
+
+def test_numbers_may_come_from_numpy() -> None:
+    assert choose(np.array([0.1, 0.2, 0.4]), 0.25) == 1
+
+
 def test_idle_returns_to_the_ceiling() -> None:
     policy, rate = CapSlack(PROFILE, BUDGET_MS), 0.0
     for _ in range(400):

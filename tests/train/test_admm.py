@@ -402,6 +402,16 @@ def test_gradual_rows_of_one_parameter() -> None:
     assert int(alive.sum()) == 3
 
 
+def test_gradual_never_gives_weights_back() -> None:
+    graph = rh.trace(nn.Linear(10, 10), torch.ones(1, 10))
+    net = rh.Supernet(graph, rh.uniform(graph, (1.0,)))
+    prune, found = rh.gradual(net, 0.5, num_steps=4, start=0.9, every=1), []
+    for step in range(4):
+        prune(step, 0.1)
+        found.append(float((net[-1].weight == 0).float().mean()))
+    assert found == [0.5] * 4
+
+
 def test_bad_gradual() -> None:
     net = rh.Supernet(graph := linear(), rh.uniform(graph, (1.0,)))
     for wrong in ({"num_steps": 0}, {"num_steps": 1, "every": 0}, {"num_steps": 1, "start": math.inf}):
@@ -409,3 +419,5 @@ def test_bad_gradual() -> None:
             rh.gradual(net, 0.5, **wrong)
     with pytest.raises(ValueError, match=r"gradual: weight: got sparsity"):
         rh.gradual(net, 1.5, num_steps=3)
+    with pytest.raises(ValueError, match=r"gradual: weight: got NM\(n=2, m=4\), which keeps one number"):
+        rh.gradual(net, 0.5, rh.NM(2, 4), num_steps=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -712,6 +713,37 @@ def test_slim_refuses_budgets_of_one_name(trained: Graph, digits: tuple) -> None
         ValueError, match=r"slim: got budgets=\(8313.6, 8313.601\); want their first six digits"
     ):
         rh.slim(net, digits[1], (8313.6, 8313.601))
+
+
+def test_slim_refuses_what_is_no_number_and_levels(trained: Graph, digits: tuple) -> None:
+    net = rh.Supernet(trained, rh.uniform(trained, (1.0,)))
+    x, y = digits[1][0]
+    broken = x.clone()
+    broken[0] = math.nan
+    with pytest.raises(ValueError, match="slim: got a loss that is no number"):
+        rh.slim(net, [(broken, y)], (8000.0,), calibration=digits[0][:1])
+    with pytest.raises(ValueError, match="slim: got cost=nan"):
+        rh.slim(net, digits[1], (8000.0,), cost=lambda _: math.nan)
+    with pytest.raises(ValueError, match=r"slim: got budgets=\(nan,\)"):
+        rh.slim(net, digits[1], (math.nan,))
+    pruned = rh.Supernet(trained, levels=rh.levels(trained, (0.5, 0.25)))
+    with pytest.raises(ValueError, match="slim: got a supernet with levels"):
+        rh.slim(pruned, digits[1], (8000.0,))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 1.5}, {"weight_decay": -1.0}, {"weight_decay": math.nan}])
+def test_settings_of_a_lasso_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"Lasso: got {next(iter(wrong))}="):
+        rh.Lasso(**wrong)
+
+
+def test_moments_and_searches_that_are_none(trained: Graph, digits: tuple) -> None:
+    with pytest.raises(ValueError, match=r"got snapshots=\(2.5,\)"):
+        rh.single_path(trained, digits[0], rh.Lasso(epochs=3), snapshots=(2.5,))
+    with pytest.raises(ValueError, match="got strengths= and a target or bisections="):
+        rh.multi_path(trained, digits[0], strengths=(0.1,), bisections=3)
+    with pytest.raises(ValueError, match="nest: got no subnets"):
+        rh.nest(trained, [])
 
 
 def test_slim_meets_a_budget_measured_in_the_engine(trained: Graph, digits: tuple, tmp_path: Path) -> None:

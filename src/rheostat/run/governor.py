@@ -86,7 +86,9 @@ class LatencyGovernor:
         scale = 0.0 if p95_ms is None else p95_ms / times[ran]
         if p95_ms is not None and p95_ms > self.budget_ms:
             fitting = choose([scale * time for time in times[: max(ran, 1)]], self.budget_ms)
-            return Cap(min(state.subnet, fitting), "latency", at_ms=now_ms, since_ms=now_ms)
+            subnet = min(state.subnet, fitting)
+            since_ms = state.since_ms if subnet == state.subnet else now_ms
+            return Cap(subnet, "latency", at_ms=now_ms, since_ms=since_ms)
         if state.subnet == last:
             return Cap(last, at_ms=now_ms, since_ms=state.since_ms)
         if scale * times[state.subnet + 1] > self.restore * self.budget_ms:
@@ -105,8 +107,8 @@ class EnergyGovernor:
     P = (battery − reserve) · capacity / time left + expected harvest + a slow integral of the distance to the plan.
     Energy allowed for a request: (P − idle_w) / arrivals; the cap is the largest subnet that takes no more. At or below
     `low` the smallest subnet is held until the battery is back at `restored`; otherwise a cap stays for `dwell_ms`. The
-    smallest subnet is always allowed. On AC, or without a battery to read, there is no cap. After the horizon only
-    what is harvested is spent.
+    smallest subnet is always allowed. On AC, or while there is no battery to read, there is no cap; what was held or
+    integrated is kept until it can be read again. After the horizon only what is harvested is spent.
 
     energy_mj: of one request, each subnet, smallest first. Raises ValueError for numbers that make no plan.
 
@@ -148,7 +150,8 @@ class EnergyGovernor:
         state = previous or Cap(last, at_ms=now_ms)
         if observation.signals.on_ac or battery is None:
             since_ms = state.since_ms if state.subnet == last else now_ms
-            return Cap(last, at_ms=now_ms, since_ms=since_ms)
+            kept = Cap(last) if observation.signals.on_ac else replace(state, subnet=last, reason="")
+            return replace(kept, at_ms=now_ms, since_ms=since_ms)
         power_w, integral_w = self._power_w(state, observation, battery)
         held = battery <= self.low or (state.held and battery < self.restored)
         subnet, reason = 0, "battery"
@@ -164,12 +167,14 @@ class EnergyGovernor:
         """Watts that may be spent, and the integral part of them."""
         elapsed_s = (observation.now_ms - self.start_ms) / 1e3
         left_s = self.horizon_s - elapsed_s
+        if left_s <= 0:
+            return max(observation.signals.harvest_w or 0.0, 0.0), 0.0
         planned = self.start - (self.start - self.reserve) * min(max(elapsed_s / self.horizon_s, 0.0), 1.0)
         error_j = (battery - planned) * self.capacity_j
         # An error that stays for the whole horizon is paid back over the horizon at gain 1.
         step_s = max(observation.now_ms - state.at_ms, 0.0) / 1e3
         integral_w = state.integral_w + self.gain * error_j * step_s / self.horizon_s**2
-        stored_w = (battery - self.reserve) * self.capacity_j / left_s if left_s > 0 else 0.0
+        stored_w = (battery - self.reserve) * self.capacity_j / left_s
         power_w = max(stored_w + (observation.signals.harvest_w or 0.0), 0.0)
         # It may double the power or take all of it, and never winds up further.
         integral_w = min(max(integral_w, -power_w), power_w)

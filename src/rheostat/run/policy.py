@@ -20,7 +20,7 @@ def choose(latencies_ms: Sequence[float], budget_ms: float) -> int:
     >>> choose((0.1, 0.2, 0.4), budget_ms=0.25), choose((0.1, 0.2, 0.4), budget_ms=0.05)
     (1, 0)
     """
-    if not latencies_ms:
+    if not len(latencies_ms):
         raise ValueError("choose: got no latencies; want one per subnet, smallest first")
     if math.isnan(budget_ms) or any(math.isnan(latency) for latency in latencies_ms):
         raise ValueError(
@@ -34,7 +34,8 @@ def arrival_rate(previous: float, gap_ms: float, tau_ms: float, num: int = 1) ->
     """Return the requests a second after `num` more arrived, `gap_ms` after the last update.
 
     An exponential kernel: what is older than a few `tau_ms` is forgotten. Twice the latency budget is a good
-    `tau_ms`. With num=0 the rate is only brought up to date. Raises ValueError for a gap below 0 or a tau not above.
+    `tau_ms`. With num=0 the rate is only brought up to date. Raises ValueError for a tau that is not above 0, and for
+    anything else below 0.
 
     >>> rate = 0.0
     >>> for _ in range(1000):
@@ -42,8 +43,11 @@ def arrival_rate(previous: float, gap_ms: float, tau_ms: float, num: int = 1) ->
     >>> round(rate)
     205
     """
-    if not (gap_ms >= 0 and tau_ms > 0):
-        raise ValueError(f"arrival_rate: got gap_ms={gap_ms}, tau_ms={tau_ms}; want at least 0, above 0")
+    if not (previous >= 0 and gap_ms >= 0 and tau_ms > 0 and num >= 0):
+        raise ValueError(
+            f"arrival_rate: got gap_ms={gap_ms}, tau_ms={tau_ms}, previous={previous}, num={num}; want tau_ms above 0, "
+            "the others at least 0"
+        )
     return previous * math.exp(-gap_ms / tau_ms) + num * 1e3 / tau_ms
 
 
@@ -152,6 +156,7 @@ class Observation:
     now_ms: your clock. deadlines_ms: on that clock, one per waiting request, oldest first. arrivals_per_s: smoothed,
     see `arrival_rate`. workers: how many engines share the queue. slowdown: see `Profile.slowdown`. subnet: the one
     that ran last. p95_ms: 95th percentile of the latencies since the governor last looked, None when nothing ran.
+    Raises ValueError for numbers that make no sense, NaN among them.
 
     >>> Observation(now_ms=10.0, deadlines_ms=(35.0, 35.5)).arrivals_per_s
     0.0
@@ -165,6 +170,20 @@ class Observation:
     subnet: int | None = None
     p95_ms: float | None = None
     signals: Signals = field(default_factory=Signals)
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails as well.
+        if not (
+            abs(self.now_ms) < math.inf
+            and self.arrivals_per_s >= 0
+            and self.workers >= 1
+            and 0 < self.slowdown < math.inf
+            and (self.p95_ms is None or self.p95_ms >= 0)
+        ):
+            raise ValueError(
+                f"Observation: got now_ms={self.now_ms}, arrivals_per_s={self.arrivals_per_s}, workers={self.workers}, "
+                f"slowdown={self.slowdown}, p95_ms={self.p95_ms}; want a time, 0 or more, 1 or more, above 0, 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -360,7 +379,7 @@ def _hopeless(observation: Observation, latency_ms: float) -> int:
     latest = observation.now_ms + latency_ms
     num = 0
     for deadline in observation.deadlines_ms:
-        if deadline >= latest:
+        if not deadline < latest:
             break
         num += 1
     return num

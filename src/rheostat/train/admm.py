@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rheostat.spec import Element, Granularity, Kernel, Pattern
+from rheostat.spec import NM, Element, Granularity, Kernel, Pattern
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
 from rheostat.train.fit import fit
@@ -335,8 +335,8 @@ def _stateless(state: nn.Module) -> torch.optim.Optimizer:
 def _check(rho: Sequence[float], updates: int, epochs: int, tolerance: float, connectivity: float) -> None:
     rules = [
         (
-            bool(rho) and all(r > 0 for r in rho),
-            f"rho={tuple(rho)}",
+            isinstance(rho, Sequence) and len(rho) > 0 and all(r > 0 for r in rho),
+            f"rho={rho}",
             "one or more above 0, such as (1e-3, 1e-2, 1e-1)",
         ),
         (updates >= 1, f"updates={updates}", "1 or more"),
@@ -370,8 +370,8 @@ def gradual(
     """What `fit(net, ..., after_step=)` calls to prune while it trains, along the cubic schedule (Zhu & Gupta 2017).
 
     Every `every` steps the weights are ranked by magnitude and the smallest set to zero, of which a fraction grows from
-    `start` to `sparsity` within `num_steps`; they stay zero until the next ranking. Afterwards `levels` of the trained
-    model finds the same weights. A resumed run ranks anew at its first step.
+    `start` (where that is less) to `sparsity` within `num_steps`; they stay zero until the next ranking. Afterwards
+    `levels` of the trained model finds the same weights. A resumed run ranks anew at its first step.
 
     sparsity, granularity, skip, balanced: as in `admm`; not for patterns of four cells or N:M, which cannot grow.
 
@@ -384,6 +384,12 @@ def gradual(
         )
     cuts = {n: (s,) for n, s in sparsity.items()} if isinstance(sparsity, Mapping) else (sparsity,)
     plan = planned("gradual", replace(net.graph, model=net.shared), cuts, granularity, skip)
+    for name, cut in plan.items():
+        own = cut.granularity
+        if isinstance(own, NM) or (isinstance(own, Pattern) and own.patterns not in ("rows", "columns")):
+            raise ValueError(
+                f"gradual: {name}: got {own}, which keeps one number of cells; want one that may grow"
+            )
     weights = {name: net.shared.get_parameter(name) for name in plan}
     masks: dict[str, Tensor] = {}
 
@@ -394,7 +400,8 @@ def gradual(
         done = step + 1
         if not masks or done == num_steps or (done < num_steps and done % every == 0):
             for name, cut in plan.items():
-                now = replace(cut, sparsity=(cubic(done, num_steps, start, cut.sparsity[0]),))
+                first, last = min(start, cut.sparsity[0]), cut.sparsity[0]
+                now = replace(cut, sparsity=(cubic(done, num_steps, first, last),))
                 masks[name] = now.levels(f"gradual: {name}", weights[name].abs(), balanced) == 0
                 weights[name].mul_(masks[name])
 

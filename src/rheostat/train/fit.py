@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -499,7 +500,7 @@ def _check_settings(
     precision: str,
 ) -> None:
     rules = [
-        (epochs >= 1, f"epochs={epochs}", "1 or more"),
+        (isinstance(epochs, Integral) and epochs >= 1, f"epochs={epochs}", "1 or more"),
         (lr > 0, f"lr={lr}", "above 0"),
         (0 <= warmup < max(epochs, 1), f"warmup={warmup}", f"0 or more epochs, fewer than all {epochs}"),
         (0 <= distill <= 1, f"distill={distill}", "0 (labels only) to 1 (teacher only)"),

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,10 @@ class Lasso:
             (0 <= self.dead_below < 1, f"dead_below={self.dead_below}", "0 to below 1"),
             (0 <= self.min_width <= 1, f"min_width={self.min_width}", "0 to 1"),
             (self.min_units >= 1, f"min_units={self.min_units}", "1 or more"),
-            (self.epochs >= 1, f"epochs={self.epochs}", "1 or more"),
+            (isinstance(self.epochs, Integral) and self.epochs >= 1, f"epochs={self.epochs}", "1 or more"),
             (self.lr > 0, f"lr={self.lr}", "above 0"),
             (0 <= self.momentum < 1, f"momentum={self.momentum}", "0 to below 1"),
+            (self.weight_decay >= 0, f"weight_decay={self.weight_decay}", "0 or more"),
         ]
         for good, got, want in rules:
             if not good:
@@ -183,9 +185,9 @@ def multi_path(
     graph = _checked(graph)
     if bisections < 0:
         raise ValueError(f"multi_path: got bisections={bisections}; want 0 or more.")
-    if strengths and (macs or parameters):
+    if strengths and (macs or parameters or bisections):
         raise ValueError(
-            "multi_path: got strengths= and a target; want one of macs=, parameters=, strengths=."
+            "multi_path: got strengths= and a target or bisections=; want one of macs=, parameters=, strengths=."
         )
     found: list[tuple[np.ndarray, Snapshot]] = []
     number, total, inside = 0, 0.0, None
@@ -414,7 +416,7 @@ class _Targets:
             raise ValueError(f"{where}: got {len(chosen)} kinds of targets; want one, of different values.")
         what, values = chosen[0]
         if what == "epochs":
-            if not all(1 <= e <= lasso.epochs for e in values):
+            if not all(isinstance(e, Integral) and 1 <= int(e) <= lasso.epochs for e in values):
                 raise ValueError(
                     f"{where}: got snapshots={tuple(values)}; want epochs from 1 to {lasso.epochs}."
                 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -453,10 +454,12 @@ def planned(
         if name in skip or (mappings and name not in mappings[0]):
             continue
         own = granularity[name] if isinstance(granularity, Mapping) else granularity
-        cuts = tuple(sparsity[name] if isinstance(sparsity, Mapping) else sparsity)
+        given = sparsity[name] if isinstance(sparsity, Mapping) else sparsity
+        cuts = tuple(given) if isinstance(given, Iterable) else (given,)
         if not isinstance(own, Granularity):
             raise ValueError(f"{where}: {name}: got granularity {own!r}; want one such as Element() or Row()")
-        if not cuts or any(not 0 <= s < 1 for s in cuts) or any(a <= b for a, b in pairwise(cuts)):
+        fractions = all(isinstance(s, Real) and 0 <= s < 1 for s in cuts)
+        if not cuts or not fractions or any(a <= b for a, b in pairwise(cuts)):
             raise ValueError(
                 f"{where}: {name}: got sparsity {cuts}; want fractions from 0 to below 1, descending, like (0.6, 0.4)"
             )

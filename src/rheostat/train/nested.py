@@ -62,7 +62,7 @@ def fit_nested(
         raise ValueError(f"fit_nested: got mode={mode!r}; want one of {', '.join(MODES)}")
     own = [range(len(net))] if mode == "joint" else [[k] for k in range(len(net))]
     stages = own[: {"raw": 1, "subset": 0}.get(mode)]
-    lengths = [epochs] * len(stages) if isinstance(epochs, int) else list(epochs)
+    lengths = list(epochs) if isinstance(epochs, Iterable) else [int(epochs)] * len(stages)
     if len(lengths) != len(stages):
         raise ValueError(
             f"fit_nested: got epochs={epochs}; want one number, or one for each of {len(stages)} stages"

@@ -23,7 +23,7 @@ def uniform(
     >>> [(s.name, s.widths[0]) for s in uniform(graph, (0.25, 1.0))]
     [('0.25', 2), ('1.0', 8)]
     """
-    if not widths or any(not 0 < w <= 1 for w in widths) or len(set(widths)) != len(widths):
+    if not len(widths) or any(not 0 < w <= 1 for w in widths) or len(set(widths)) != len(widths):
         raise ValueError(
             f"uniform: widths={tuple(widths)}; want different fractions above 0 and at most 1, such as (0.5, 1.0)"
         )
@@ -61,7 +61,8 @@ def nest(graph: Graph, subnets: Sequence[Subnet], by: str = "union") -> Nested:
         every width as it is (at least the smaller one's) and fills it with the units that most subnets keep, those
         of the smaller subnets first among equals. Groups of a zero-padding chain keep their counts in either case.
 
-    A family that nests comes back as it is. Raises ValueError for a subnet that names no units and is not whole.
+    A family that nests comes back as it is. Raises ValueError for no subnets, and for one without units that is
+    not whole.
 
     >>> graph = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
     >>> free = [Subnet("a", (2, 2), ((0, 5), (0, 1))), Subnet("b", (3, 2), ((0, 1, 2), (0, 1)))]
@@ -71,6 +72,8 @@ def nest(graph: Graph, subnets: Sequence[Subnet], by: str = "union") -> Nested:
     """
     if by not in ("union", "votes"):
         raise ValueError(f"nest: got by={by!r}; want 'union' or 'votes'")
+    if not subnets:
+        raise ValueError("nest: got no subnets; want at least one")
     sizes = tuple(g.size for g in graph.groups)
     for subnet in subnets:
         if subnet.units is None and subnet.widths != sizes:

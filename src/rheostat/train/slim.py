@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,13 +43,18 @@ def slim(
     round_to: widths are multiples of it, as in `uniform`.
     calibration, batches: what statistics are measured on (the loader itself when None), and how much of it.
 
-    Raises ValueError for budgets that no width meets.
+    Raises ValueError for budgets that no width meets, a supernet with levels, and a loss or cost of NaN.
 
     >>> small = slim(net, validation, budgets=(10e6, 20e6), calibration=loader)  # doctest: +SKIP
     """
-    if not budgets or not 0 < step <= 1 or round_to < 1:
+    if not len(budgets) or not all(budget > 0 for budget in budgets) or not 0 < step <= 1 or round_to < 1:
         raise ValueError(
-            f"slim: got budgets={tuple(budgets)}, step={step}, round_to={round_to}; want some, 0 to 1, and 1 or more."
+            f"slim: got budgets={tuple(budgets)}, step={step}, round_to={round_to}; want some above 0, 0 to 1, and "
+            "1 or more."
+        )
+    if net.levels:
+        raise ValueError(
+            "slim: got a supernet with levels; want one without: narrow it first, prune its weights then."
         )
     names = {budget: f"{budget:g}" for budget in budgets}
     if len(set(names.values())) < len(budgets):
@@ -65,7 +71,12 @@ def slim(
         return module_of(graph, trained, graph.kept(widths))
 
     def price(widths: Sequence[int]) -> float:
-        return graph.cost(widths).macs if cost is None else cost(build(widths))
+        spent = graph.cost(widths).macs if cost is None else cost(build(widths))
+        if not spent >= 0:
+            raise ValueError(
+                f"slim: got cost={spent} of widths {tuple(widths)}; want a number of at least 0."
+            )
+        return spent
 
     def loss(widths: Sequence[int]) -> float:
         module = build(widths)
@@ -116,4 +127,6 @@ def _loss(module: nn.Module, loader: Iterable[tuple[Any, Tensor]]) -> float:
             sizes.append(len(y))
     if not sizes:
         raise ValueError("slim: got an empty loader; want at least one batch.")
-    return float(np.sum(losses) / np.sum(sizes))
+    if math.isnan(loss := float(np.sum(losses) / np.sum(sizes))):
+        raise ValueError("slim: got a loss that is no number; want samples and a network without NaN.")
+    return loss
