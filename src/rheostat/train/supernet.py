@@ -32,10 +32,10 @@ class Supernet(nn.Module):
     """Nested subnets of one model on one set of weights.
 
     `net[k]` (or `net["0.5"]`) is an ordinary module of the small shapes whose parameters alias the shared tensors;
-    `net[-1]` is the largest. Norms are private to each subnet. Channels are sorted by the `importance` ("l2" or "l1"
-    norm of a unit over all its weights) so that every subnet is a prefix; where subnets name their units, by the
-    smallest subnet that keeps the unit first. Named units that do not nest are gathered: trainable, at the price of
-    copies (`net.copied_bytes`), but not to be saved (see `nest`).
+    `net[-1]` is the largest. Norms, and buffers of floats, are private to each subnet. Channels are sorted by the
+    `importance` ("l2" or "l1" norm of a unit over all its weights) so that every subnet is a prefix; where subnets name
+    their units, by the smallest subnet that keeps the unit first. Named units that do not nest are gathered: trainable,
+    at the price of copies (`net.copied_bytes`), but not to be saved (see `nest`).
 
     `levels` removes single weights: `net[k]` keeps those of level k or less, in the channels of `subnets[k]`, or in
     all channels, unsorted, where `subnets` is None. Pruned parameters are masked copies; what no subnet keeps is zero.
@@ -341,7 +341,7 @@ class Supernet(nn.Module):
             yield prefix + name, buffer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """All tensors: plain names hold the largest subnet, `name@k` the private norms of subnet k."""
+        """All tensors: plain names hold the largest subnet, `name@k` the private ones of subnet k."""
         return dict(self.shared.state_dict(*args, **kwargs)) | dict(
             self._private(lambda m: m.state_dict().items())
         )
