@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -692,6 +694,15 @@ def test_forks_share_weights_and_nothing_else(resnet: Path, x: np.ndarray) -> No
     del engine
     gc.collect()
     assert np.array_equal(other(x), before)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_engine_is_not_copied(way: Callable[[Engine], object], resnet: Path) -> None:
+    with (
+        Engine(resnet, threads=1) as engine,
+        pytest.raises(TypeError, match=r"cannot be copied or pickled; use fork"),
+    ):
+        way(engine)
 
 
 @pytest.mark.parametrize("which", ["resnet", "pruned"])

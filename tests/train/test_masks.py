@@ -335,6 +335,9 @@ def test_names_skip_and_mappings(graph: Graph) -> None:
     assert found.mask("4.weight", 0).float().mean() == 0.25
     assert found.sparsity(-1) == (0.25 * sizes[0] + 0.5 * sizes[1]) / sum(sizes)
     assert rh.levels(graph, (0.5,), names=("M1",)).names == ("M1",)
+    assert rh.levels(graph, 0.5).names == ("0.5",)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"levels: got names=\('a', 'b'\) for 1 sparsities"):
+        rh.levels(graph, (0.5,), names=("a", "b"))
 
 
 def test_global_ranks_all_layers_together(graph: Graph) -> None:
@@ -423,7 +426,7 @@ def test_lenet_at_the_papers_sparsities() -> None:
             "it keeps the same everywhere",
         ),
         ({"sparsity": (0.5,), "allocation": "global", "floor": 2.0}, "got floor=2.0"),
-        ({"sparsity": (0.5, 0.4), "names": ("one",)}, "got level 2; want 1 or less"),
+        ({"sparsity": (0.5, 0.4), "names": ("one",)}, r"names=\('one',\) for 2 sparsities"),
         ({"sparsity": (0.5, 0.4), "names": ("one", "one")}, "different ones"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",

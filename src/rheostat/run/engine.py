@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -160,6 +160,10 @@ class Engine:
             context, self._context = self._context, None
             if context is not None:
                 self._model.library.rh_context_free(context)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """A copy would free what this engine still runs in."""
+        raise TypeError("Engine: cannot be copied or pickled; use fork(), or open the artifact again")
 
     def __enter__(self) -> Self:
         return self

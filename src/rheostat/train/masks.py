@@ -384,12 +384,13 @@ def levels(
             name: cut.levels(f"levels: {name}", scores[name], allocation == "balanced")
             for name, cut in plan.items()
         }
+    cuts = next(iter(plan.values())).sparsity
     if names is None:
-        num_subnets = len(next(iter(plan.values())).sparsity)
-        found = (
-            [_sparsity(tensors, k) for k in range(num_subnets)] if isinstance(sparsity, Mapping) else sparsity
-        )
+        own = isinstance(sparsity, Mapping)
+        found = [_sparsity(tensors, k) for k in range(len(cuts))] if own else cuts
         names = [str(round(1.0 - fraction, 4)) for fraction in found]
+    if len(names) != len(cuts):
+        raise ValueError(f"levels: got names={tuple(names)} for {len(cuts)} sparsities; want one for each")
     return Levels(tuple(names), tensors)
 
 
