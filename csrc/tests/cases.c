@@ -569,3 +569,28 @@ void reference(const test_model *m, int32_t k, int32_t output_index, const float
         free(t[v].data);
     }
 }
+
+static const int32_t zero = 0, one = 1;
+
+rh_op_desc pointwise(int32_t group_inputs, int64_t weight_count) {
+    return (rh_op_desc){.kind = RH_CONV2D,
+                        .inputs = &zero,
+                        .num_inputs = 1,
+                        .output = 1,
+                        .residual = -1,
+                        .kernel = {1, 1},
+                        .stride = {1, 1},
+                        .dilation = {1, 1},
+                        .group_inputs = group_inputs,
+                        .weight_count = weight_count};
+}
+
+rh_model_desc model_of_two(const rh_value_desc *values, const rh_op_desc *op, int32_t num_subnets) {
+    return (rh_model_desc){.values = values,
+                           .ops = op,
+                           .outputs = &one,
+                           .num_values = 2,
+                           .num_ops = 1,
+                           .num_outputs = 1,
+                           .num_subnets = num_subnets};
+}

@@ -39,6 +39,10 @@ extern const int num_cases;
 test_model *case_build(int index, int leveled); /* leveled: every convolution has random levels, 255 among them */
 void case_free(test_model *model);
 
+/* A 1x1 convolution from value 0 to value 1, and a model of these two alone. */
+rh_op_desc pointwise(int32_t group_inputs, int64_t weight_count);
+rh_model_desc model_of_two(const rh_value_desc *values, const rh_op_desc *op, int32_t num_subnets);
+
 float random_float(uint64_t *state); /* uniform in [-1, 1) */
 int64_t value_size(const test_model *model, int32_t value, int32_t subnet);
 

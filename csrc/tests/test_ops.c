@@ -222,27 +222,11 @@ static void test_refusals(void) {
  * input in each group. */
 static int32_t build_grouped(const int32_t *ins, const int32_t *outs, const int32_t *kept, const float *weight,
                              const uint8_t *levels, rh_model **model) {
-    const int32_t input = 0, output = 1;
     const rh_value_desc values[2] = {{ins, kept, 2, 1, 1, 0, 0}, {outs, kept, 2, 1, 1, 0, 0}};
-    const rh_op_desc op = {.kind = RH_CONV2D,
-                           .inputs = &input,
-                           .num_inputs = 1,
-                           .output = 1,
-                           .residual = -1,
-                           .kernel = {1, 1},
-                           .stride = {1, 1},
-                           .dilation = {1, 1},
-                           .group_inputs = 1,
-                           .weight = weight,
-                           .levels = levels,
-                           .weight_count = (int64_t)outs[0] + outs[1]};
-    const rh_model_desc desc = {.values = values,
-                                .ops = &op,
-                                .outputs = &output,
-                                .num_values = 2,
-                                .num_ops = 1,
-                                .num_outputs = 1,
-                                .num_subnets = 2};
+    rh_op_desc op = pointwise(1, (int64_t)outs[0] + outs[1]);
+    op.weight = weight;
+    op.levels = levels;
+    const rh_model_desc desc = model_of_two(values, &op, 2);
     int32_t failed;
     return rh_model_build(&desc, model, &failed);
 }

@@ -357,7 +357,7 @@ static void test_agreement(int index, int leveled, int bits) {
 /* As long a sum as 32 bits hold, of signed bytes: with its inputs made unsigned it starts beyond them. */
 static void test_longest_sum(void) {
     enum { INPUTS = 132096 };
-    const int32_t input = 0, output = 1, full[2] = {INPUTS, 1}, zero = 0, shift = 25, high = 127, one = 1;
+    const int32_t full[2] = {INPUTS, 1}, zero = 0, shift = 25, high = 127, one = 1;
     const int64_t bias = 0;
     const int32_t *multiplier = &one;
     const int64_t *biases = &bias;
@@ -369,32 +369,16 @@ static void test_longest_sum(void) {
         x[i] = -127;
     }
     const rh_value_desc values[2] = {{full, full, 1, 1, 1, -127, 127}, {full + 1, full + 1, 1, 1, 1, -127, 127}};
-    const rh_op_desc op = {.kind = RH_CONV2D,
-                           .inputs = &input,
-                           .num_inputs = 1,
-                           .output = 1,
-                           .residual = -1,
-                           .kernel = {1, 1},
-                           .stride = {1, 1},
-                           .dilation = {1, 1},
-                           .group_inputs = INPUTS,
-                           .weight_count = INPUTS,
-                           .quant = {.weight = weight,
-                                     .multiplier = &multiplier,
-                                     .bias = &biases,
-                                     .pre = &zero,
-                                     .shift = &shift,
-                                     .high = &high}};
-    const rh_model_desc desc = {.values = values,
-                                .ops = &op,
-                                .outputs = &output,
-                                .num_values = 2,
-                                .num_ops = 1,
-                                .num_outputs = 1,
-                                .num_subnets = 1,
-                                .weight_bits = 8,
-                                .input_scale = &scale,
-                                .output_scale = &scale};
+    rh_op_desc op = pointwise(INPUTS, INPUTS);
+    op.quant = (rh_quant_desc){.weight = weight,
+                               .multiplier = &multiplier,
+                               .bias = &biases,
+                               .pre = &zero,
+                               .shift = &shift,
+                               .high = &high};
+    rh_model_desc desc = model_of_two(values, &op, 1);
+    desc.weight_bits = 8;
+    desc.input_scale = desc.output_scale = &scale;
     rh_model *model;
     rh_context *context;
     int32_t failed;

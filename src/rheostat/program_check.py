@@ -40,10 +40,8 @@ from rheostat.program import (
 )
 from rheostat.spec import ArtifactError, refuse
 
-MAX_BORDERED = (
-    2**20
-)  # numbers of all values with their padding, where that is more than 16 times those without
-MAX_PACKED = 2**26  # numbers that an engine packs, where that is more than 4 times those stored
+MAX_BORDERED = 2**20  # numbers of all values with their padding, or 16 times those without
+MAX_PACKED = 2**26  # numbers that an engine packs, or 4 times those stored
 MAX_SEGMENTS = 32_768  # read by all ops together; DenseNet-264, the worst usual case, has about 8,000
 
 

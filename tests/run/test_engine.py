@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
-import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -696,7 +695,7 @@ def test_forks_share_weights_and_nothing_else(resnet: Path, x: np.ndarray) -> No
     assert np.array_equal(other(x), before)
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda engine: engine.__reduce_ex__(4)])
 def test_an_engine_is_not_copied(way: Callable[[Engine], object], resnet: Path) -> None:
     with (
         Engine(resnet, threads=1) as engine,

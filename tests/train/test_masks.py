@@ -335,7 +335,7 @@ def test_names_skip_and_mappings(graph: Graph) -> None:
     assert found.mask("4.weight", 0).float().mean() == 0.25
     assert found.sparsity(-1) == (0.25 * sizes[0] + 0.5 * sizes[1]) / sum(sizes)
     assert rh.levels(graph, (0.5,), names=("M1",)).names == ("M1",)
-    assert rh.levels(graph, 0.5).names == ("0.5",)  # type: ignore[arg-type]
+    assert rh.levels(graph, 0.5).names == ("0.5",)
     with pytest.raises(ValueError, match=r"levels: got names=\('a', 'b'\) for 1 sparsities"):
         rh.levels(graph, (0.5,), names=("a", "b"))
 

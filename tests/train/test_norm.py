@@ -33,7 +33,7 @@ def test_equals_batch_norm_forward_and_backward(channels: int) -> None:
     for norm in (stock, ours):
         leaf = x.clone().requires_grad_()
         with norms_in_rows([ours]):
-            for _ in range(2):  # the second time about a running mean that has moved
+            for _ in range(2):  # the second time with statistics that have moved
                 y = norm(leaf)
                 (y * weights).sum().backward()
             assert type(ours) is RowNorm2d

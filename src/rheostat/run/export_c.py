@@ -617,9 +617,8 @@ class _Writer:
         )
 
 
-def _number_of(program: Program) -> int:
+def _number_of(p: Program) -> int:
     """1 to 65,535, of all that the inference of a net depends on."""
-    p = program
     text = repr((p.sha256, p.values, p.ops, p.outputs, p.plan, p.quant, p.levels))
     return max(1, int(hashlib.sha256(text.encode()).hexdigest()[:4], 16))
 

@@ -169,7 +169,7 @@ class EnergyGovernor:
         left_s = self.horizon_s - elapsed_s
         if left_s <= 0:
             return max(observation.signals.harvest_w or 0.0, 0.0), 0.0
-        planned = self.start - (self.start - self.reserve) * min(max(elapsed_s / self.horizon_s, 0.0), 1.0)
+        planned = self.start - (self.start - self.reserve) * max(elapsed_s / self.horizon_s, 0.0)
         error_j = (battery - planned) * self.capacity_j
         # An error that stays for the whole horizon is paid back over the horizon at gain 1.
         step_s = max(observation.now_ms - state.at_ms, 0.0) / 1e3

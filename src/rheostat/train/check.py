@@ -23,11 +23,11 @@ TOLERANCE = 1e-4
 
 def verify(graph: Graph, subnets: tuple[Subnet, ...], model: nn.Module) -> tuple[Graph, tuple[Subnet, ...]]:
     """Check every subnet against the masked model; pin the groups that make it fail, one by one, until it passes."""
-    probe, model = disturbed_example(graph, model), disturbed(model)
+    model = disturbed(model)
     for subnet in subnets:
-        while (why := _fault(probe, model, legal(probe, subnet))) is not None:
-            culprit = _culprit(probe, model, legal(probe, subnet))
-            graph, probe = graph.pin(culprit, why), probe.pin(culprit, why)
+        while (why := _fault(graph, model, legal(graph, subnet))) is not None:
+            culprit = _culprit(graph, model, legal(graph, subnet))
+            graph = graph.pin(culprit, why)
     return graph, tuple(legal(graph, s) for s in subnets)
 
 
@@ -36,7 +36,6 @@ def check_copy(graph: Graph) -> None:
 
     Subnets are copies: they would share nothing, and never learn.
     """
-    graph = disturbed_example(graph, graph.model)
     whole = graph.kept([group.size for group in graph.groups])
 
     def faithful(model: nn.Module) -> bool:
@@ -164,7 +163,7 @@ def disturbed(model: nn.Module) -> nn.Module:
     return probe
 
 
-def disturbed_example(graph: Graph, model: nn.Module) -> Graph:
+def disturbed_example(graph: Graph) -> Graph:
     """The graph with noise on a constant example of floats: zeros may stay zeros whatever a model does with them.
 
     Where the model cannot do with that or makes no finite numbers of it (a root, say), the example is left as it is.
@@ -180,7 +179,7 @@ def disturbed_example(graph: Graph, model: nn.Module) -> Graph:
     args, kwargs = tree_map(noisy, (graph.args, graph.kwargs))
     probe = replace(graph, args=args, kwargs=kwargs)
     try:
-        return probe if all(y.isfinite().all() for y in outputs(probe, model)) else graph
+        return probe if all(y.isfinite().all() for y in outputs(probe, graph.model)) else graph
     except Exception:  # such as an index below zero
         return graph
 

@@ -334,7 +334,7 @@ def _sparsity(tensors: Mapping[str, Tensor], k: int) -> float:
 
 def levels(
     graph: Graph,
-    sparsity: Sequence[float] | Mapping[str, Sequence[float]],
+    sparsity: float | Sequence[float] | Mapping[str, float | Sequence[float]],
     granularity: Granularity | Mapping[str, Granularity] = Element(),
     *,
     scores: Mapping[str, Tensor] | None = None,
@@ -348,7 +348,7 @@ def levels(
     Cut at every sparsity, one ranking gives masks that nest. Patterns are chained instead: of the patterns that hold
     the smaller subnet's, the best; where there is none, that one and the largest remaining cells.
 
-    sparsity: fractions removed, descending, such as (0.6, 0.4, 0.2); 0 is dense. A mapping gives each parameter its
+    sparsity: fractions removed, descending, such as (0.6, 0.4, 0.2), or one; 0 is dense. A mapping gives each parameter its
         own, and only those are pruned.
     granularity: of all, or a mapping from the parameters to be pruned. Parameters of one dimension are never pruned.
     scores: what ranks the weights, such as `taylor(...)` or `wanda(...)`; None is the magnitude.
@@ -429,7 +429,7 @@ class Cut:
 def planned(
     where: str,
     graph: Graph,
-    sparsity: Sequence[float] | Mapping[str, Sequence[float]],
+    sparsity: float | Sequence[float] | Mapping[str, float | Sequence[float]],
     granularity: Granularity | Mapping[str, Granularity],
     skip: Collection[str],
 ) -> dict[str, Cut]:
@@ -455,8 +455,8 @@ def planned(
         if name in skip or (mappings and name not in mappings[0]):
             continue
         own = granularity[name] if isinstance(granularity, Mapping) else granularity
-        given = sparsity[name] if isinstance(sparsity, Mapping) else sparsity
-        cuts = tuple(given) if isinstance(given, Iterable) else (given,)
+        cut = sparsity[name] if isinstance(sparsity, Mapping) else sparsity
+        cuts = tuple(cut) if isinstance(cut, Iterable) else (cut,)
         if not isinstance(own, Granularity):
             raise ValueError(f"{where}: {name}: got granularity {own!r}; want one such as Element() or Row()")
         fractions = all(isinstance(s, Real) and 0 <= s < 1 for s in cuts)

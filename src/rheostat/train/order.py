@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rheostat.spec import Subnet
-from rheostat.train.check import TOLERANCE, difference, disturbed, disturbed_example, legal, outputs
+from rheostat.train.check import TOLERANCE, difference, disturbed, legal, outputs
 from rheostat.train.graph import Graph, tensors_of
 
 
@@ -25,13 +25,13 @@ def sort(
 
     A group whose order matters to the model is pinned.
     """
-    tensors, probe, example = tensors_of(model), disturbed(model), disturbed_example(graph, model)
+    tensors, probe = tensors_of(model), disturbed(model)
     orders = _orders(graph, tensors, importance, subnets)
     probed = tensors_of(probe)
-    want = outputs(example, probe)
+    want = outputs(graph, probe)
     for g, order in enumerate(orders):
         _permute_(graph, g, probed, order)
-    if difference(outputs(example, probe), want) > TOLERANCE:
+    if difference(outputs(graph, probe), want) > TOLERANCE:
         for g, order in enumerate(orders):
             _permute_(graph, g, probed, np.argsort(order))
         for g, order in enumerate(orders):
@@ -39,7 +39,7 @@ def sort(
                 orders[g] = np.arange(graph.groups[g].size)
                 continue
             _permute_(graph, g, probed, order)
-            if difference(outputs(example, probe), want) > TOLERANCE:
+            if difference(outputs(graph, probe), want) > TOLERANCE:
                 _permute_(graph, g, probed, np.argsort(order))
                 orders[g] = np.arange(graph.groups[g].size)
                 graph = graph.pin(g, "the order of its channels matters to the model")

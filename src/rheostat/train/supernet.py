@@ -16,7 +16,7 @@ from torch import nn
 from rheostat import artifact
 from rheostat.program import LEVELS
 from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
-from rheostat.train.check import check_copy, verify
+from rheostat.train.check import check_copy, disturbed_example, verify
 from rheostat.train.graph import Graph, trace
 from rheostat.train.masks import Levels
 from rheostat.train.order import sort
@@ -65,15 +65,17 @@ class Supernet(nn.Module):
             sizes = tuple(g.size for g in graph.groups)
             subnets = [Subnet(name, sizes) for name in (levels.names if levels is not None else ())]
         _validate(graph, subnets)
-        check_copy(graph)
+        probe = disturbed_example(graph)
+        check_copy(probe)
         full = copy.deepcopy(graph.model)
         last = len(subnets) - 1
         pruned = {} if levels is None else _levels_of(graph, full, subnets, levels)
         of = {id(full.get_parameter(name)): level for name, level in pruned.items()}
         named = {n: of[id(p)] for n, p in full.named_parameters(remove_duplicate=False) if id(p) in of}
         # Where no channel goes, all stay where they are.
-        in_order = (graph, tuple(subnets)) if whole else sort(graph, full, importance, subnets, named)
-        self.graph, self.subnets = verify(*in_order, full)
+        in_order = (probe, tuple(subnets)) if whole else sort(probe, full, importance, subnets, named)
+        checked, self.subnets = verify(*in_order, full)
+        self.graph = replace(checked, args=graph.args, kwargs=graph.kwargs)
         keeps = [self.graph.kept(s.widths, s.units) for s in self.subnets]
         _check_order(self.subnets, keeps)
         self.shared = full
