@@ -348,8 +348,8 @@ def levels(
     Cut at every sparsity, one ranking gives masks that nest. Patterns are chained instead: of the patterns that hold
     the smaller subnet's, the best; where there is none, that one and the largest remaining cells.
 
-    sparsity: fractions removed, descending, such as (0.6, 0.4, 0.2), or one; 0 is dense. A mapping gives each parameter its
-        own, and only those are pruned.
+    sparsity: fractions removed, descending, such as (0.6, 0.4, 0.2), or one; 0 is dense. A mapping gives each
+        parameter its own, and only those are pruned.
     granularity: of all, or a mapping from the parameters to be pruned. Parameters of one dimension are never pruned.
     scores: what ranks the weights, such as `taylor(...)` or `wanda(...)`; None is the magnitude.
     allocation: "layer" removes the same fraction of every parameter's groups; "balanced" of every filter's, too;
