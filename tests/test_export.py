@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import rheostat as rh
 from cases import CASES, call, lived_in
@@ -138,6 +139,28 @@ def test_tied_layers_that_keep_different_parts(tmp_path: Path) -> None:
     hidden = np.maximum(first(x).detach().numpy(), 0) @ weight[:4, :4].T + tensors["2.bias"][:4]
     want = hidden @ weight[:, :4].T + tensors["3.bias"]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+class Named(nn.Module):
+    """Its input has the name of its own parameter, or of what an output is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 12))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.last(F.relu(F.linear(weight, self.weight)))
+
+
+class Out(Named):
+    def forward(self, output: Tensor) -> Tensor:
+        return super().forward(output)
+
+
+@pytest.mark.parametrize("kind", [Named, Out])
+def test_an_input_named_like_a_parameter_or_an_output(kind: type[Named], tmp_path: Path) -> None:
+    check(kind(), torch.randn(3, 12), tmp_path)
 
 
 def test_what_the_engine_cannot_run_has_no_program_to_export(tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_accuracy_counts_every_sample_once(batch: int) -> None:
     assert engine.active == 1
 
 
+def test_accuracy_is_of_one_output_of_classes() -> None:
+    class Image(Answers):
+        def __call__(self, x: np.ndarray) -> Any:
+            return np.zeros((len(x), 2, 3, 3), np.float32)
+
+    class Several(Answers):
+        def __call__(self, x: np.ndarray) -> Any:
+            return super().__call__(x), super().__call__(x)
+
+    for engine in (Image(), Several()):
+        with pytest.raises(ValueError, match=r"want one output \[N, classes\]"):
+            accuracy(engine, [(np.zeros((4, 2)), np.zeros(4, int))])  # pyright: ignore[reportArgumentType]
+
+
 class Clock:
     """An engine whose subnets take known times, and the clock that they move."""
 

@@ -136,6 +136,24 @@ def test_dial_draws_every_turn() -> None:
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [30, 20, 5, 30])
 
 
+def test_a_name_with_a_leading_underscore_is_in_the_legend() -> None:
+    (bars,) = channels(["_tiny_", "big"], [("l", (1, 2))]).axes
+    assert [text.get_text().strip() for text in bars.get_legend().get_texts()] == ["_tiny_", "big"]
+
+
+def test_nothing_to_draw() -> None:
+    for draw in (lambda: accuracy_latency([]), lambda: residuals([]), lambda: dial(["a"], [])):
+        with pytest.raises(ValueError, match="nothing to draw; want at least one"):
+            draw()
+
+
+def test_a_report_of_a_network_that_multiplies_nothing(program: Program, tmp_path: Path) -> None:
+    empty = replace(program, subnets=tuple(replace(info, macs=0) for info in program.subnets))
+    report(tmp_path / "report.html", "Pooling", empty)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "faster at the smallest" in page and "fewer multiplications" not in page
+
+
 def test_names_are_not_read_as_formulas(tmp_path: Path) -> None:
     figure = channels([r"$\frac$", "b"], [(r"conv$\oops$", (1, 2)), ("linear", (2, 2))])
     figure.savefig(tmp_path / "channels.svg")

@@ -71,7 +71,8 @@ def accuracy(engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -
     """Fraction of right answers of every subnet, smallest first.
 
     batches: (x float32 [N, C, H, W], labels integers [N]), read once for all subnets. The engine's active subnet is
-    restored. Raises ValueError when there is no sample, and for labels that are not one integer for each.
+    restored. Raises ValueError when there is no sample, for labels that are not one integer for each, and for an engine
+    that does not give one output [N, classes].
 
     >>> with Engine("digits.safetensors") as engine:  # doctest: +SKIP
     ...     accuracy(engine, [(x, labels)])
@@ -88,7 +89,12 @@ def accuracy(engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -
             count += len(labels)
             for index in range(len(right)):
                 engine.select(index)
-                right[index] += int((engine(x).argmax(1) == labels).sum())
+                logits = engine(x)
+                if isinstance(logits, tuple) or logits.ndim != 2:
+                    raise ValueError(
+                        "accuracy: got several outputs, or an image; want one output [N, classes]"
+                    )
+                right[index] += int((logits.argmax(1) == labels).sum())
     finally:
         engine.select(active)
     if count == 0:

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +66,9 @@ def layers(program: Program) -> list[tuple[str, tuple[int, ...]]]:
 def accuracy_latency(infos: Sequence[SubnetInfo]) -> Figure:
     """Draw accuracy over latency, one point a subnet: the median, with a line to the 95th percentile.
 
-    Raises ValueError when the subnets' accuracy or latency was never measured.
+    Raises ValueError when the subnets' accuracy or latency was never measured, and when there is no subnet.
     """
+    _check_some(infos, "subnet")
     points = []
     for info in infos:
         if info.accuracy is None or info.latency_ms_p50 is None or info.latency_ms_p95 is None:
@@ -164,8 +165,11 @@ def _draw_channels(axes: Axes, names: Sequence[str], rows: Sequence[tuple[str, t
 def residuals(updates: Sequence[Update]) -> Figure:
     """Draw how far ADMM was from a pruned network at each update: the worst parameter's line, and each one's faintly.
 
+    Raises ValueError when there is no update.
+
     >>> residuals(found.history).savefig("admm.svg")  # doctest: +SKIP
     """
+    _check_some(updates, "update")
     figure, (axes,) = _canvas(3.6)
     steps = range(1, len(updates) + 1)
     kinds = (
@@ -185,7 +189,11 @@ def residuals(updates: Sequence[Update]) -> Figure:
 
 
 def dial(names: Sequence[str], turns: Sequence[Turn]) -> Figure:
-    """Draw a stream of inputs: the budget as a line, what each input took as a dot in its subnet's colour."""
+    """Draw a stream of inputs: the budget as a line, what each input took as a dot in its subnet's colour.
+
+    Raises ValueError when there is no turn.
+    """
+    _check_some(turns, "turn")
     figure, (axes,) = _canvas(3.4)
     shades = _shades(len(names))
     scale, unit = _time_unit(max(turn.budget_ms for turn in turns))
@@ -234,8 +242,9 @@ def report(path: str | os.PathLike[str], title: str, program: Program, turns: Se
         (str(len(infos)), "operating points in one file"),
         (f"{least:.1f}–{most:.1f} %", "accuracy, smallest to largest"),
         (f"{faster:.1f}×", "faster at the smallest"),
-        (f"{largest.macs / smallest.macs:.0f}×", "fewer multiplications"),
     ]
+    if smallest.macs:
+        tiles.append((f"{largest.macs / smallest.macs:.0f}×", "fewer multiplications"))
     sections = [
         (
             "Accuracy for latency",
@@ -322,8 +331,7 @@ def _canvas(height: float, titles: Sequence[str] = ("",)) -> tuple[Figure, list[
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ImportError('plots need Matplotlib: pip install "rheostat[plot]"') from None
-    if not titles:
-        raise ValueError("plot: nothing to draw; want at least one panel")
+    _check_some(titles, "panel")
     figure = Figure(figsize=(9, height * len(titles)), layout="constrained")
     FigureCanvasSVG(figure)
     panels = [figure.add_subplot(len(titles), 1, index + 1) for index in range(len(titles))]
@@ -338,6 +346,11 @@ def _canvas(height: float, titles: Sequence[str] = ("",)) -> tuple[Figure, list[
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set(color=_MUTED, fontsize=9)
     return figure, panels
+
+
+def _check_some(things: Sized, what: str) -> None:
+    if not len(things):
+        raise ValueError(f"plot: nothing to draw; want at least one {what}")
 
 
 def _picture(figure: Figure, description: str) -> str:
@@ -375,8 +388,10 @@ def _time_unit(largest_ms: float) -> tuple[float, str]:
 
 
 def _label(name: str) -> str:
-    """Return a name as Matplotlib prints it: widths with their sign, and nothing read as a formula."""
-    return f"{name}×" if name.replace(".", "", 1).isdigit() else name.replace("$", r"\$")
+    """Return a name as Matplotlib prints it: widths with their sign, nothing read as a formula or hidden for its _."""
+    if name.replace(".", "", 1).isdigit():
+        return f"{name}×"
+    return name.replace("$", r"\$").replace("_", " _", name.startswith("_"))
 
 
 _PAGE = """<!doctype html>

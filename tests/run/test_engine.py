@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -760,6 +762,38 @@ def test_a_forked_process_does_without_the_threads(pruned: Path, x: np.ndarray) 
             assert np.array_equal(queue.get(timeout=60), want)
         finally:
             child.join(10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_while_another_thread_is_inside_an_engine(resnet: Path, x: np.ndarray) -> None:
+    with Engine(resnet, threads=1) as engine:
+        want, done = engine(x), threading.Event()
+
+        def work() -> None:
+            while not done.is_set():
+                engine(np.repeat(x, 20, axis=0))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            for _ in range(5):
+                time.sleep(0.02)  # the thread is in the library all but a few microseconds of the time
+                child = os.fork()
+                if child == 0:
+                    code = 1
+                    try:
+                        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                        signal.alarm(30)
+                        right = np.array_equal(engine(x), want)
+                        engine.close()
+                        code = 0 if right else 2
+                    finally:
+                        os._exit(code)
+                assert os.waitpid(child, 0)[1] == 0
+        finally:
+            done.set()
+            thread.join()
 
 
 def test_any_memory_layout_and_an_empty_batch(resnet: Path, x: np.ndarray) -> None:

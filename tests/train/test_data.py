@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,21 @@ def test_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_images_are_its_own() -> None:
+    given, labels = images()[:, :1], np.arange(12)
+    batches = ImageLoader(given, labels, 12, mean=(0.5,), std=(0.5,))
+    ((before, _),) = batches
+    given[:], labels[:] = 255 - given, 0
+    ((after, y),) = batches
+    assert torch.equal(before, after) and y.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32])
+def test_labels_of_any_integers(kind: type[np.generic]) -> None:
+    ((_, y),) = ImageLoader(images(), np.arange(12).astype(kind), 12, mean=MEAN, std=STD)
+    assert y.dtype == torch.int64 and y.tolist() == list(range(12))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -151,6 +167,8 @@ def test_the_global_generator_is_left_alone() -> None:
         ({"mean": (0.5,)}, "3 numbers"),
         ({"mean": (120.0, 120.0, 120.0)}, "pixels / 255"),
         ({"std": (0.1, 0.0, 0.1)}, "above 0"),
+        ({"std": (0.1, math.nan, 0.1)}, "all finite"),
+        ({"images": images().astype(np.float32), "mean": (0.0, math.inf, 0.0)}, "all finite"),
         ({"crop": -1}, "crop=-1"),
         ({"cycle": 0}, "cycle=0"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -510,8 +511,13 @@ def test_recalibrate_takes_as_many_batches_as_it_is_told_and_any_module() -> Non
     module = Small()
     recalibrate(module, [batch(seed=seed) for seed in range(5)], batches=2)
     assert int(module.bn1.num_batches_tracked) == 2  # pyright: ignore[reportArgumentType]
+    before = copy.deepcopy(module)
     with pytest.raises(ValueError, match="no batch"):
         recalibrate(module, [])
+    with pytest.raises(RuntimeError):
+        recalibrate(module, [batch(), (torch.zeros(1, 7, 8, 8), torch.zeros(1))])
+    assert_same_state(module, before)
+    assert module.bn1.momentum == 0.1
 
 
 def test_evaluate_counts_right_answers_in_eval_mode() -> None:
@@ -530,6 +536,16 @@ def test_evaluate_counts_right_answers_in_eval_mode() -> None:
         assert evaluate(module, loader) == scores[name]
     with pytest.raises(ValueError, match="empty loader"):
         evaluate(net, [])
+    with pytest.raises(ValueError, match="precision='float16'; want 'float32' or 'bfloat16'"):
+        evaluate(net, loader, precision="float16")
+    x, y = batch(10)
+    for labels in (y[:, None], F.one_hot(y, 10), y.float(), y[:1]):
+        with pytest.raises(ValueError, match=r"for outputs \[10, 10\]; want integers \[N\]"):
+            evaluate(net, [(x, labels)])
+        with pytest.raises(ValueError, match="want integers"):
+            fit(supernet((1.0,)), [(x, y)], epochs=1, validation=[(x, labels)], progress=False)
+    with pytest.raises(ValueError, match=r"outputs \[10, 1, 8, 8\]"):
+        evaluate(nn.Identity(), [(x, y)])
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -902,6 +918,39 @@ def test_outputs_that_are_not_logits_are_told() -> None:
     graph = trace(model, X)
     with pytest.raises(ValueError, match=r"outputs \[8, 10, 4, 4\] for 8 labels; want \[N, classes\]"):
         fit(Supernet(graph, uniform(graph, (0.5, 1.0))), [(X, Y)], epochs=1, progress=False)
+
+
+def test_labels_of_a_later_batch_are_looked_at_too() -> None:
+    with pytest.raises(ValueError, match=r"epoch 1, step 2: got labels from 3 to 12; want 0 to 9"):
+        fit(supernet(), [(X, Y), (X[:2], torch.tensor([3, 12]))], epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("num_classes", [1, 5, 20])
+def test_a_teacher_of_other_classes_is_told(num_classes: int) -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), num_classes))
+    with pytest.raises(ValueError, match=rf"\[8, {num_classes}\] of the teacher; want \[8, 10\]"):
+        fit(supernet(), [(X, Y)], epochs=1, teacher=teacher, progress=False)
+
+
+@pytest.mark.parametrize("x", [X.numpy(), (X.numpy(),), {"x": X.numpy()}])
+def test_arrays_are_told(x: Any) -> None:
+    for use in (
+        lambda: fit(supernet(), [(x, Y)], epochs=1, progress=False),
+        lambda: evaluate(supernet(), [(x, Y)]),
+    ):
+        with pytest.raises(ValueError, match=r"got a ndarray in a batch; want a tensor"):
+            use()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    def run(kind: Any, real: Any, resume: bool) -> list[float]:
+        history = fit(
+            supernet(), [batch()], epochs=kind(2), seed=kind(3), lr=real(0.5), weight_decay=real(0.25),
+            warmup=real(0.5), checkpoint=tmp_path / "c", resume=resume, progress=False,
+        )  # fmt: skip
+        return [record.loss["1.0"] for record in history]
+
+    assert run(np.int64, np.float32, False) == run(int, float, True)
 
 
 def test_a_loader_that_runs_out_early_is_told() -> None:

@@ -394,6 +394,12 @@ def test_wrong_targets(trained: Graph, digits: tuple, targets: dict) -> None:
         rh.single_path(trained, digits[0], QUICK, progress=False, **targets)
 
 
+def test_labels_that_the_model_has_no_output_for(trained: Graph, digits: tuple) -> None:
+    x, y = next(iter(digits[0]))
+    with pytest.raises(ValueError, match=r"Lasso: epoch 1, step 2: got labels from 99 to 99; want 0 to 9"):
+        rh.single_path(trained, [(x, y), (x, y * 0 + 99)], QUICK, progress=False, snapshots=(1,))
+
+
 def test_plain_group_lasso_is_not_selective_and_clipping_is(trained: Graph, digits: tuple) -> None:
     """Without clipping all filters shrink alike, and what dies dies at once or not at all."""
     spread = {}

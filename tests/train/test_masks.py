@@ -237,6 +237,8 @@ def test_bad_granularities() -> None:
             wrong()
     with pytest.raises(ValueError, match="want Element, Kernel or Block"):
         rh.mask(linear(), rh.Row(), 0.5, balanced=True)
+    with pytest.raises(ValueError, match=r"want one such as Element\(\)"):
+        rh.mask(linear(), rh.Element, 0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"got scores of shape \(48, 32\)"):
         rh.mask(linear(), rh.Row(), 0.5, score=linear().T.abs())
 

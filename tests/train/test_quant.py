@@ -338,6 +338,8 @@ def test_refusals(tmp_path: Path) -> None:
         quantize(net, [x], ranges="median")
     with pytest.raises(ValueError, match="not finite"):
         quantize(net, [x * math.nan])
+    with pytest.raises(ValueError, match=r"finetune: epoch 1, step 1: got labels from 0 to 198; want 0 to 9"):
+        finetune(net, [(x, torch.arange(len(x)) * 99)])
     quantized = quantize(net, [x])
     with pytest.raises(ValueError, match="loader is empty"):
         quantized.evaluate([])

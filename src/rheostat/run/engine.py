@@ -8,6 +8,7 @@ import operator
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -73,6 +74,7 @@ class Engine:
     def _start(self, model: _Model, threads: int | None) -> None:
         self._context: int | None = None
         self._lock = threading.Lock()
+        _ENGINES.add(self)
         self._model = model
         self._threads = _check_threads(threads)
         self._active = len(model.info) - 1
@@ -174,6 +176,19 @@ class Engine:
     def __del__(self) -> None:
         if getattr(self, "_context", None) is not None:
             self.close()
+
+
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _new_locks() -> None:
+    """In a forked process nobody is left to release the locks that other threads held."""
+    for engine in _ENGINES:
+        engine._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_locks)
 
 
 def _check_threads(threads: int | None) -> int:

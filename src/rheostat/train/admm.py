@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -307,7 +306,7 @@ def _opened(
     if not resume:
         raise ValueError(f"admm: {path} exists; want resume=True to go on from it, or another checkpoint=")
     checkpoints.clean(path)
-    saved, ours = checkpoints.read(path), json.loads(json.dumps(settings))
+    saved, ours = checkpoints.read(path), checkpoints.as_read(settings)
     for name in ours | saved.state["settings"]:
         if ours.get(name) != (theirs := saved.state["settings"].get(name)):
             raise ValueError(

@@ -37,8 +37,8 @@ def write(
 ) -> None:
     """Replace the checkpoint at `path`: whenever the power goes, there is a whole file there, the old or the new one.
 
-    `state` is anything that JSON can hold. Raises OSError, with the old file in place, when the new one cannot be
-    written; ValueError for an optimizer whose state is more than tensors and numbers.
+    `state` is anything that JSON can hold, and numbers of numpy and torch. Raises OSError, with the old file in place,
+    when the new one cannot be written; ValueError for an optimizer whose state is more than tensors and numbers.
     """
     path = Path(path)
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
@@ -51,7 +51,8 @@ def write(
                 numbers[f"optimizer.{parameter}.{slot}"] = value
     # Copied because safetensors refuses tensors that share memory, which tied weights do.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = save(tensors, {"format": FORMAT, "content": json.dumps({"state": state, "optimizer": numbers})})
+    content = json.dumps({"state": state, "optimizer": numbers}, default=_number)
+    data = save(tensors, {"format": FORMAT, "content": content})
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
@@ -130,11 +131,20 @@ def resumed(
             f"{where}: {path} exists; want resume=True to go on from it, or another checkpoint=."
         )
     saved = read(path)
-    if saved.state["settings"] != json.loads(json.dumps(settings)):
+    if saved.state["settings"] != as_read(settings):
         raise ValueError(
             f"{where}: {path} was written with other settings; want the same, or another checkpoint=."
         )
     return saved
+
+
+def as_read(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` as `read` gives it back: lists for tuples, numbers for those of numpy and torch."""
+    return json.loads(json.dumps(state, default=_number))
+
+
+def _number(value: Any) -> float:
+    return value.item()
 
 
 def clean(path: str | os.PathLike[str]) -> None:

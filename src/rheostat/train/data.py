@@ -55,8 +55,9 @@ class ImageLoader:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         _check(images, labels, batch_size, mean, std, crop, shuffle, cycle)
         # Stored [M,H,W,C]: a gathered batch is then channels-last without a copy.
-        self._images_MHWC = images.permute(0, 2, 3, 1).contiguous().to(device)
-        self._labels_M = labels.to(device=device, dtype=torch.int64)
+        images = images.permute(0, 2, 3, 1)
+        self._images_MHWC = images.to(device, copy=True, memory_format=torch.contiguous_format)
+        self._labels_M = labels.to(device, torch.int64, copy=True)
         scale = 1 / torch.tensor(std, dtype=torch.float64)
         self._scale_C = (scale / (255 if images.dtype == torch.uint8 else 1)).float().to(device)
         self._shift_C = (-torch.tensor(mean, dtype=torch.float64) * scale).float().to(device)
@@ -132,7 +133,7 @@ def _augment(x_NHWC: Tensor, crop: int, corners_N2: Tensor, mirrored_N: Tensor |
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """The generator seed of an epoch. 32 bits, well mixed: torch's CPU generator ignores the upper half of a seed."""
-    return int(np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1)[0])
+    return int(np.random.SeedSequence((int(seed) % 2**64, epoch)).generate_state(1)[0])
 
 
 def _check(
@@ -154,9 +155,9 @@ def _check(
         raise ValueError(f"ImageLoader: got {got}; want one integer label for each image.")
     if len(images) == 0:
         raise ValueError("ImageLoader: got an empty image set; want at least one image.")
-    if int(labels.min()) < 0:
+    if (lowest := int(labels.to(torch.int64).min())) < 0:
         raise ValueError(
-            f"ImageLoader: got the label {int(labels.min())}; want labels from 0. Remove unlabelled images."
+            f"ImageLoader: got the label {lowest}; want labels from 0. Remove unlabelled images."
         )
     if batch_size < 1 or (shuffle and batch_size > len(images)):
         raise ValueError(
@@ -168,12 +169,13 @@ def _check(
     if (
         len(mean) != channels
         or len(std) != channels
+        or not np.isfinite([*mean, *std]).all()
         or min(std) <= 0
         or (pixels and not 0 <= min(mean) <= max(mean) <= 1)
     ):
         raise ValueError(
             f"ImageLoader: got mean={list(mean)}, std={list(std)}; want {channels} numbers each, one a channel: "
-            f"deviations above 0{', means of pixels / 255 from 0 to 1' * pixels}."
+            f"all finite, deviations above 0{', means of pixels / 255 from 0 to 1' * pixels}."
         )
     if crop < 0:
         raise ValueError(

@@ -48,7 +48,10 @@ def export_onnx(artifact: str | os.PathLike[str], out_dir: str | os.PathLike[str
     >>> export_onnx("resnet20.safetensors", "onnx")  # doctest: +SKIP
     (PosixPath('onnx/resnet20-0.5.onnx'), PosixPath('onnx/resnet20-1.0.onnx'))
     """
-    import onnx
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        raise ImportError('export_onnx needs onnx: pip install "rheostat[export]"') from None
 
     program, tensors = read(artifact)
     if program.ops is None:
@@ -105,13 +108,13 @@ class _Writer:
         self._arrays: dict[str, np.ndarray] = {}
 
     def name(self, value: int) -> str:
-        """Tensor names cannot hold a slash, so that these cannot collide with theirs."""
+        """Constants, other values and nodes have a slash in their names; the input's has none."""
         if value == 0:
             return self.program.input.name
         if value in self.program.outputs:
-            return (
-                "output" if len(self.program.outputs) == 1 else f"output/{self.program.outputs.index(value)}"
-            )
+            number = self.program.outputs.index(value)
+            only = len(self.program.outputs) == 1 and self.program.input.name != "output"
+            return "output" if only else f"output/{number}"
         return f"value/{value}"
 
     def write(self, op: Op) -> None:
@@ -287,6 +290,7 @@ class _Writer:
     def _constant(self, name: str, array: np.ndarray) -> str:
         from onnx import numpy_helper
 
+        name = f"constant/{name}"
         # Layers with tied weights may each keep another part of the one tensor.
         while name in self._arrays and not np.array_equal(self._arrays[name], array):
             name += "/"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -28,6 +27,7 @@ from rheostat.train.data import ImageLoader, epoch_seed
 from rheostat.train.loop import (
     batches_of,
     call,
+    check_labels,
     decay_groups,
     device_of,
     eval_mode,
@@ -43,9 +43,10 @@ from rheostat.train.loop import (
 from rheostat.train.norm import norms_in_rows
 from rheostat.train.supernet import Supernet
 
-SECONDS_BETWEEN_LOOKS = (
-    0.5  # reading a number makes a GPU wait, so the bar and the check for NaN do not look each step
-)
+# Reading a number makes a GPU wait, so the bar and the check for NaN do not look each step.
+SECONDS_BETWEEN_LOOKS = 0.5
+
+_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,7 @@ def fit(
     ):
         for epoch in range(len(history), epochs):
             started = looked = time.perf_counter()
+            num_classes = 0  # until the first batch has told
             meter = _Meter(names, steps, device)
             with seeded(seed, epoch, device):
                 picks = (
@@ -257,7 +259,9 @@ def fit(
                 for step, (x, y) in enumerate(batches_of(loader, steps, seed, epoch)):
                     x, y = to_device(x, device, channels_last), y.to(device, non_blocking=True)
                     if step == 0:
-                        _check_batch(net, x, y)
+                        num_classes = _check_batch(net, x, y)
+                    if step == 0 or y.device.type == "cpu":
+                        check_labels(f"fit: epoch {epoch + 1}, step {step + 1}", num_classes, y)
                     number = epoch * steps + step
                     rate = rate_at(number, epochs * steps, round(warmup * steps))
                     for group, peak in zip(optim.param_groups, peaks, strict=True):
@@ -309,12 +313,18 @@ def distillation_loss(
 ) -> Tensor:
     """`(1 - a) CE(y, z) + a T^2 KL(softmax(z_teacher / T) || softmax(z / T))`, the mean over the batch.
 
-    T^2 keeps the gradient of the soft part, which falls with 1/T^2, on the scale of the hard one.
+    T^2 keeps the gradient of the soft part, which falls with 1/T^2, on the scale of the hard one. Raises ValueError for
+    a teacher of another shape of outputs.
 
     >>> z = torch.tensor([[2.0, 0.0]])
     >>> float(distillation_loss(z, torch.tensor([0]), z, 1.0, 4.0))  # the teacher's own logits
     0.0
     """
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(
+            f"distillation_loss: got outputs {list(teacher_logits.shape)} of the teacher; want {list(logits.shape)}, "
+            "as the network gives."
+        )
     hard = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     own, wanted = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher_logits / temperature, 1)
     soft = F.kl_div(own, wanted, reduction="batchmean", log_target=True)
@@ -330,11 +340,14 @@ def evaluate(
 ) -> dict[str, float] | float:
     """Fraction of right answers over a loader: of each subnet by name for a `Supernet`, one number for another module.
 
-    Runs in eval mode and leaves the mode as it was. Raises ValueError when the loader is empty.
+    Runs in eval mode and leaves the mode as it was; precision: as in `fit`. Raises ValueError when the loader is empty,
+    for labels that are not integers [N], and for outputs that are not [N, classes].
 
     >>> evaluate(torch.nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     0.75
     """
+    if precision not in _PRECISIONS:
+        raise ValueError(f"evaluate: got precision={precision!r}; want 'float32' or 'bfloat16'.")
     modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
     device = device_of(net)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -349,12 +362,13 @@ def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: i
 
     Needed when weights changed after the statistics were gathered, and for widths that were not trained (US-Nets,
     section 3.3). Only batch norms run in training mode; nothing else of the network changes. Raises ValueError when the
-    loader is empty.
+    loader is empty; whatever is raised, the statistics are then as they were.
     """
     modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
     norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
     norms = [norm for norm in norms if norm.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     with eval_mode(*modules):
         for norm in norms:
             norm.reset_running_stats()
@@ -366,11 +380,17 @@ def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: i
                 for module in modules:
                     call(module, to_device(x, device_of(net), channels_last=False))
                 num_batches += 1
+            if num_batches == 0:
+                raise ValueError(
+                    "recalibrate: got no batch; want at least one. Check the loader and batches=."
+                )
+        except BaseException:
+            for norm, buffers in zip(norms, before, strict=True):
+                norm.load_state_dict(buffers, strict=False)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    if num_batches == 0:
-        raise ValueError("recalibrate: got no batch; want at least one. Check the loader and batches=.")
 
 
 class _Meter:
@@ -432,8 +452,15 @@ def _accuracies(
     hits, num_samples = torch.zeros(len(modules), device=device), 0
     with torch.no_grad():
         for x, y in loader:
-            x, y = to_device(x, device, channels_last), y.to(device)
-            hits += torch.stack([(logits_of(module, x, autocast).argmax(1) == y).sum() for module in modules])
+            x, y = to_device(x, device, channels_last), torch.as_tensor(y, device=device)
+            for k, module in enumerate(modules):
+                logits = logits_of(module, x, autocast)
+                if logits.ndim != 2 or y.shape != logits.shape[:1] or y.is_floating_point():
+                    raise ValueError(
+                        f"evaluate: got labels {y.dtype} {list(y.shape)} for outputs {list(logits.shape)}; want "
+                        "integers [N] for outputs [N, classes]."
+                    )
+                hits[k] += (logits.argmax(1) == y).sum()
             num_samples += len(y)
     if num_samples == 0:
         raise ValueError("evaluate: got an empty loader; want at least one batch.")
@@ -456,7 +483,7 @@ def _open_checkpoint(
         raise ValueError(f"fit: {path} exists; want resume=True to go on from it, or another checkpoint=.")
     checkpoints.clean(path)
     saved = checkpoints.read(path)
-    theirs, ours = saved.state["settings"], json.loads(json.dumps(settings))
+    theirs, ours = saved.state["settings"], checkpoints.as_read(settings)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
@@ -468,8 +495,8 @@ def _open_checkpoint(
     return [Epoch(**record) for record in saved.state["history"]]
 
 
-def _check_batch(net: Supernet, x: Any, y: Tensor) -> None:
-    """Try the largest subnet on one batch, so that a wrong shape is told in our words and not by a kernel."""
+def _check_batch(net: Supernet, x: Any, y: Tensor) -> int:
+    """The number of classes: the largest subnet's outputs for one batch, or a wrong shape told in our words."""
     try:
         with torch.no_grad(), eval_mode(net[-1]), torch.random.fork_rng([]):
             logits = call(net[-1], x)
@@ -482,11 +509,7 @@ def _check_batch(net: Supernet, x: Any, y: Tensor) -> None:
         ) from error
     if logits.ndim != 2 or len(logits) != len(y):
         raise ValueError(f"fit: got outputs {list(logits.shape)} for {len(y)} labels; want [N, classes].")
-    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"fit: got labels from {int(y.min())} to {int(y.max())}; want 0 to {logits.shape[1] - 1}, as the model has "
-            f"{logits.shape[1]} outputs."
-        )
+    return logits.shape[1]
 
 
 def _check_settings(
@@ -507,7 +530,7 @@ def _check_settings(
         (temperature > 0, f"temperature={temperature}", "above 0"),
         (0 <= label_smoothing < 1, f"label_smoothing={label_smoothing}", "0 to below 1"),
         (clip_norm is None or clip_norm > 0, f"clip_norm={clip_norm}", "above 0, or None"),
-        (precision in ("float32", "bfloat16"), f"precision={precision!r}", "'float32' or 'bfloat16'"),
+        (precision in _PRECISIONS, f"precision={precision!r}", "'float32' or 'bfloat16'"),
     ]
     for good, got, want in rules:
         if not good:

@@ -22,6 +22,7 @@ from rheostat.train import checkpoint as checkpoints
 from rheostat.train.graph import Graph
 from rheostat.train.loop import (
     batches_of,
+    check_labels,
     decay_groups,
     logits_of,
     progress_bar,
@@ -520,7 +521,10 @@ class _Run:
                 with seeded(self.seed, epoch, device):
                     for step, (x, y) in enumerate(batches_of(self.loader, steps, self.seed, epoch)):
                         x, y = to_device(x, device, self.channels_last), y.to(device)
-                        loss = F.cross_entropy(logits_of(run, x, autocast), y)
+                        logits = logits_of(run, x, autocast)
+                        if step == 0 or y.device.type == "cpu":
+                            check_labels(f"Lasso: epoch {epoch + 1}, step {step + 1}", logits.shape[1], y)
+                        loss = F.cross_entropy(logits, y)
                         optim.zero_grad(set_to_none=True)
                         loss.backward()
                         optim.step()

@@ -43,6 +43,16 @@ def batches_of(
         )
 
 
+def check_labels(where: str, num_classes: int, y: Tensor) -> None:
+    """Raise ValueError for labels that the model has no output for; a GPU has to wait for this."""
+    low, high = (int(label) for label in y.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{where}: got labels from {low} to {high}; want 0 to {num_classes - 1}, as the model has {num_classes} "
+            "outputs."
+        )
+
+
 def steps_of(loader: Iterable[tuple[Any, Tensor]]) -> int:
     """The number of steps an epoch; ValueError where the loader does not say, or says none."""
     try:
@@ -98,6 +108,11 @@ def to_device(x: Any, device: torch.device, channels_last: bool) -> Any:
         return {name: to_device(value, device, channels_last) for name, value in x.items()}
     if isinstance(x, tuple | list):
         return tuple(to_device(value, device, channels_last) for value in x)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"loader: got a {type(x).__name__} in a batch; want a tensor, or a tuple or dictionary of tensors; "
+            "torch.as_tensor makes one of an array."
+        )
     layout = torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format
     return x.to(device, non_blocking=True, memory_format=layout)
 

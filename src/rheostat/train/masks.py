@@ -49,6 +49,8 @@ def mask(
     tensor([[ True, False],
             [ True, False]])
     """
+    if not isinstance(granularity, Granularity):
+        raise ValueError(f"mask: got granularity {granularity!r}; want one such as Element() or Row()")
     score = weight.detach().abs() if score is None else score
     if score.shape != weight.shape:
         raise ValueError(

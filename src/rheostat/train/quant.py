@@ -52,7 +52,7 @@ from rheostat.program import (
 from rheostat.program_check import pool_size, validate, whole_groups
 from rheostat.spec import ArtifactError, Quant
 from rheostat.train import checkpoint as checkpoints
-from rheostat.train.loop import batches_of, rate_at, seeded, steps_of
+from rheostat.train.loop import batches_of, check_labels, rate_at, seeded, steps_of
 from rheostat.train.lower import lower
 from rheostat.train.supernet import Supernet
 
@@ -251,7 +251,10 @@ def finetune(
                 loss = torch.zeros((), device=device)
                 for k in range(len(program.subnets)):
                     values = _float_values(program, tensors, k, x.to(device), _fake(bits, k))
-                    loss = loss + F.cross_entropy(values[program.outputs[0]], y.to(device))
+                    logits = values[program.outputs[0]]
+                    if step == 0 or y.device.type == "cpu":
+                        check_labels(f"finetune: epoch {epoch + 1}, step {step + 1}", logits.shape[1], y)
+                    loss = loss + F.cross_entropy(logits, y.to(device))
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
                 optimizer.step()
