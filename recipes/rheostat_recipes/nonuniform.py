@@ -6,7 +6,6 @@ Each recipe needs a trained background model and subnets sampled from it. They a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +14,17 @@ from torch import nn
 
 import rheostat as rh
 from rheostat_recipes.models.resnet import load_published, resnet44
-from rheostat_recipes.run import Loader, Recipe, Result, Run, finish, hardware, measure, write_json
+from rheostat_recipes.run import (
+    Loader,
+    Recipe,
+    Result,
+    Run,
+    check_length,
+    finish,
+    hardware,
+    measure,
+    write_json,
+)
 from rheostat_recipes.task import CIFAR10, IMAGENETTE, RESNET18, Task
 from rheostat_recipes.uniform import alone, published
 
@@ -255,7 +264,7 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
     own = run.part(f"{task.name}_subnets")
     path = own.out / f"subnets-{task.name}_{family.name}-seed{run.seed}.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))["subnets"]
+        found = check_length(path, run)["subnets"]
         return [
             rh.Subnet(s["name"], tuple(s["widths"]), s["units"] and tuple(map(tuple, s["units"])))
             for s in found
@@ -272,6 +281,7 @@ def _subnets(run: Run, task: Task, family: Family, train: Loader) -> Sequence[rh
         "family": family.name,
         "seed": run.seed,
         "smoke": run.smoke,
+        "max_epochs": run.max_epochs,
         "hardware": hardware(run.device()),
     }
     write_json(path, record)

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -256,6 +257,17 @@ def command(recipe: str, run: Run) -> str:
     flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
     flags += [f" --epochs {run.max_epochs}"] * (run.max_epochs is not None)
     return f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
+
+
+def check_length(path: Path, run: Run) -> dict[str, Any]:
+    """Return the record at `path`, which `run` builds on; ValueError where a run of another length made it."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for key, own in (("smoke", run.smoke), ("max_epochs", run.max_epochs)):
+        if record.get(key) != own:
+            raise ValueError(
+                f"{path}: made with {key}={record.get(key)}; want {own}, as in this run. Take another --out"
+            )
+    return record
 
 
 def write_json(path: Path, value: object) -> None:

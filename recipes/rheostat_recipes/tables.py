@@ -116,19 +116,20 @@ def missing(
 
 def sampling_times(results_dir: Path | None = None) -> dict[str, str]:
     """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
-    seconds: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str, float], list[float]] = {}
     for record, path in _json_files(results_dir or HERE / "results", "subnets-*.json"):
         kinds = {"task": str, "family": str, "seconds": (int, float)}
         if not isinstance(record, dict) or any(not isinstance(record.get(k), t) for k, t in kinds.items()):
             raise ValueError(f"{path}: not the subnets of a sampling; want what rheostat train wrote")
         if not record.get("smoke"):
-            seconds.setdefault((record["task"], record["family"]), []).append(record["seconds"])
-    means = {key: sum(values) / len(values) for key, values in seconds.items()}
-    return {
-        task: f"multi-path sampling took {multi:.0f} s, {multi / means[task, 'single_path']:.2f} times as long as "
-        f"single-path ({means[task, 'single_path']:.0f} s); the paper says about 2.75 times"
-        for (task, family), multi in means.items()
-        if family == "multi_path" and (task, "single_path") in means
+            key = (record["task"], record["family"], _length(record))
+            seconds.setdefault(key, []).append(record["seconds"])
+    means = {key: sum(values) / len(values) for key, values in sorted(seconds.items())}
+    return {  # of several lengths the longest
+        task: f"multi-path sampling took {multi:.0f} s, {multi / single:.2f} times as long as single-path "
+        f"({single:.0f} s); the paper says about 2.75 times"
+        for (task, family, length), multi in means.items()
+        if family == "multi_path" and (single := means.get((task, "single_path", length)))
     }
 
 
@@ -150,12 +151,16 @@ def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
 
 
 def longest(recipe: str, results_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Read the results of a recipe, one a seed, in their order: that of the longest training where there are more.
+    """Read the results of a recipe, one a seed, in their order: of the longest training alone where lengths differ.
 
     Raises what `load_results` raises.
     """
-    results = [result for result in load_results(results_dir) if result["recipe"] == recipe]
-    by_seed = {result["seed"]: result for result in sorted(results, key=_length)}
+    return _longest([result for result in load_results(results_dir) if result["recipe"] == recipe])
+
+
+def _longest(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    most = max(map(_length, results), default=math.inf)
+    by_seed = {result["seed"]: result for result in results if _length(result) == most}
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -167,10 +172,17 @@ def _whole(result: dict[str, Any], path: Path) -> dict[str, Any]:
         and isinstance(result["seed"], int)
         and isinstance(subnets, list)
         and all(isinstance(subnet, dict) and isinstance(subnet.get("name"), str) for subnet in subnets)
+        and all(isinstance(number, int | float | None) for number in _numbers(result))
     )
     if not good:
         raise ValueError(f"{path}: not a whole result; want what rheostat train wrote")
     return {**result, "path": path}
+
+
+def _numbers(result: dict[str, Any]) -> Iterator[Any]:
+    yield result.get("max_epochs")
+    for subnet in result["subnets"]:
+        yield from (value for key, value in subnet.items() if key != "name")
 
 
 def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
@@ -183,13 +195,14 @@ def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
 
 def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     factor = {"%": 0.01}.get(cell["unit"]) or (float(cell["unit"]) if cell["unit"].startswith("1e") else 1.0)
-    measured = {}
-    for result in sorted(results, key=_length):  # the longest counts
+
+    def number(result: dict[str, Any]) -> float | None:
         subnet = next((s for s in result["subnets"] if s["name"] == cell["subnet"]), {})
-        if subnet.get(cell["quantity"]) is not None:
-            measured[result["seed"]] = (subnet[cell["quantity"]] / factor, result)
-    numbers = [number for number, _ in measured.values()]
-    short = sorted({_length(result) for _, result in measured.values()} - {math.inf})
+        return subnet.get(cell["quantity"])
+
+    measured = _longest([result for result in results if number(result) is not None])
+    numbers = [(number(result) or 0) / factor for result in measured]
+    short = {_length(result) for result in measured} - {math.inf}
     notes = [cell["note"]] if "note" in cell else []
     notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]
     notes += [f"ours: mean of {len(numbers)} seeds"] if len(numbers) > 1 else []
@@ -201,8 +214,8 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
         unit=cell["unit"],
         seeds=len(numbers),
         spread=round(max(numbers) - min(numbers), 2) if len(numbers) > 1 else None,
-        commit=_joined(result.get("commit") for _, result in measured.values()),
-        hardware=_joined(result.get("hardware") for _, result in measured.values()),
+        commit=_joined(result.get("commit") for result in measured),
+        hardware=_joined(result.get("hardware") for result in measured),
         notes=tuple(notes),
         recipe=cell.get("recipe"),
     )

@@ -215,7 +215,7 @@ def train(
     ] = None,
     data: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: rheostat-runs/RECIPE-SEED.")
+        Path | None, typer.Option(metavar="DIR", help="Default: rheostat-runs/RECIPE-SEED; short runs apart.")
     ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A minute on enlarged digits instead of the real run.")
@@ -240,7 +240,7 @@ def train(
         return
     if recipe not in recipes:
         raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
-    runs = RUNS if epochs is None else RUNS / f"epochs{epochs}"
+    runs = RUNS / "smoke" if smoke else RUNS if epochs is None else RUNS / f"epochs{epochs}"
     run = Run(out or runs / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else runs, epochs)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")

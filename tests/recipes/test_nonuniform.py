@@ -25,7 +25,7 @@ from rheostat_recipes.nonuniform import (
     resnet20_cifar10_single_path,
     resnet20_cifar10_single_path_individual,
 )
-from rheostat_recipes.run import Result, Run
+from rheostat_recipes.run import Result, Run, check_length, write_json
 from rheostat_recipes.tables import load_table
 from rheostat_recipes.task import CIFAR10
 from rheostat_recipes.uniform import alone
@@ -50,6 +50,18 @@ def test_single_path_together(tmp_path: Path) -> None:
     assert not any(group.pinned for group in program.groups if "shortcut" in group.name)
     sampled = json.loads((tmp_path / SUBNETS.format("single_path")).read_text())
     assert [s["macs"] for s in sampled["snapshots"]] == [info.macs for info in program.subnets[:3]]
+
+
+def test_what_a_smoke_run_sampled_is_not_built_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, smoke=True, data_dir=tmp_path)
+    path = tmp_path / SUBNETS.format("single_path")
+    write_json(path, {"subnets": [], "smoke": True, "max_epochs": None})
+    for other in (replace(run, smoke=False), replace(run, max_epochs=20)):
+        with pytest.raises(
+            ValueError, match=r"single_path-seed0\.json: made with .*; want .*, as in this run"
+        ):
+            check_length(path, other)
+    assert check_length(path, run)["subnets"] == []
 
 
 @pytest.mark.slow

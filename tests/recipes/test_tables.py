@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rheostat_recipes.queue import RECIPES
-from rheostat_recipes.tables import HERE, load_table, missing, names, sampling_times
+from rheostat_recipes.tables import HERE, load_table, longest, missing, names, sampling_times
 
 # Rows times columns of the paper's, and of our own without numbers of the paper.
 SIZES = {
@@ -161,6 +161,25 @@ def test_short_runs_are_marked_and_missing_until_a_full_one_takes_their_place(tm
     assert missing(needs, tmp_path) == []
 
 
+def test_a_mean_is_over_trainings_of_one_length(tmp_path: Path) -> None:
+    for seed, accuracy, epochs in ((0, 0.4, 2), (1, 0.4, 2), (0, 0.9, None)):
+        path = tmp_path / f"{seed}-{epochs}.json"
+        path.write_text(json.dumps(result(seed, accuracy, max_epochs=epochs)))
+    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    assert (cell.ours, cell.seeds, cell.notes) == (90, 1, ())
+    assert [r["subnets"][0]["accuracy"] for r in longest("resnet20_cifar10_snn", tmp_path)] == [0.9]
+    for family, seconds in (
+        ("multi_path", {None: 300.0, 20: 90.0}),
+        ("single_path", {None: 100.0, 20: 60.0}),
+    ):
+        for epochs, each in seconds.items():
+            record = {"task": "t", "family": family, "seconds": each, "max_epochs": epochs}
+            (tmp_path / f"subnets-{family}-{epochs}.json").write_text(json.dumps(record))
+    assert sampling_times(tmp_path)["t"].startswith("multi-path sampling took 300 s, 3.00 times")
+    (tmp_path / "subnets-single_path-None.json").unlink()
+    assert sampling_times(tmp_path)["t"].startswith("multi-path sampling took 90 s, 1.50 times")
+
+
 def all_four(seed: int, **more: object) -> dict[str, object]:
     subnets = [{"name": name, "macs": 1, "accuracy": 0.8} for name in ("0.25", "0.5", "0.75", "1.0")]
     return {**result(seed, 0.8, **more), "subnets": subnets}
@@ -192,6 +211,10 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json: not JSON"):
         load_table("dynamic", 1, tmp_path)
+    for wrong in (result(0, "0.9"), result(0, 0.9, max_epochs="20")):  # pyright: ignore[reportArgumentType]
+        (tmp_path / "broken.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"broken\.json: not a whole result"):
+            load_table("dynamic", 1, tmp_path)
 
 
 def test_kept_results_say_how_to_repeat_them() -> None:

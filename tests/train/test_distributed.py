@@ -144,6 +144,96 @@ def test_a_mean_over_seven_processes_leaves_frozen_statistics_alone(tmp_path: Pa
     assert done.returncode == 0, done.stderr
 
 
+TOGETHER = """
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import rheostat as rh
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, processes, folder = dist.get_rank(), dist.get_world_size(), Path(sys.argv[1])
+torch.manual_seed(rank)  # the first process's weights are everybody's
+model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+graph = rh.trace(model, torch.zeros(2, 1, 8, 8))
+pixels, labels = load_digits(return_X_y=True)
+images = (pixels.reshape(-1, 1, 8, 8) * 15.9).astype("uint8")[:256]
+loader = rh.ImageLoader(images, labels[:256], 64, mean=[0.3], std=[0.38], shuffle=True)
+
+# sampling: the same subnets everywhere, and those of one process
+lasso = rh.Lasso(lr=0.02, epochs=8, shrink=4)
+sampled = rh.single_path(graph, loader, lasso, macs=(10_000, 7_000), checkpoint=folder / "lasso", progress=False)
+(folder / f"{rank}-of-{processes}").write_text(repr([asdict(subnet) for subnet in sampled]))
+net = rh.Supernet(graph, sampled)
+
+# validation: what all processes have read
+x, y = torch.tensor(images[:201]) / 255.0, torch.tensor(labels[:201])
+data = TensorDataset(x, y)
+shares = DataLoader(data, 50, sampler=DistributedSampler(data, shuffle=False, drop_last=False))
+for validation in (shares, DataLoader(data, 50)):
+    score = rh.fit(net, loader, epochs=1, lr=0.01, validation=validation, progress=False)[-1].validation
+    everybody = [None] * processes
+    dist.all_gather_object(everybody, score)
+    assert everybody == [score] * processes, everybody
+    whole = rh.evaluate(net, [(x, y)])
+    # The sampler gives one image twice, so that all shares are of one length.
+    assert all(abs(whole[name] - score[name]) < 1.01 / 202 for name in whole), (whole, score)
+
+
+def refused(message, call):
+    try:
+        call()
+    except ValueError as error:
+        assert re.search(message, str(error)), error
+    else:
+        raise AssertionError(message)
+
+
+if processes == 2:
+    def train(net, loader, **settings):
+        return lambda: rh.fit(net, loader, epochs=1, progress=False, **settings)
+
+    refused("got steps=[45] in process [01] and another", train(net, [(x, y)] * (4 + rank)))
+    refused("got seed=[01] in process", train(net, loader, seed=rank))
+    other = rh.trace(nn.Linear(8, 8), torch.zeros(2, 8))
+    generator = torch.Generator().manual_seed(rank)
+    scores = {"weight": torch.rand(8, 8, generator=generator)}
+    pruned = rh.Supernet(other, levels=rh.levels(other, (0.5, 0.25), scores=scores))
+    refused("got levels=", train(pruned, [(torch.randn(4, 8), torch.arange(4))]))
+    own = folder / str(rank)
+    own.mkdir()
+    rh.fit(net, loader, epochs=1, progress=False, checkpoint=own / "c")
+    refused("got epochs already trained=[01] in process", train(net, loader, checkpoint=own / "c", resume=True))
+    refused("finetune: got 2 processes; want one", lambda: rh.finetune(net, loader))
+    refused("slim: got 2 processes; want one", lambda: rh.slim(net, loader, (10_000,)))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_sampling_and_validation_do_not_depend_on_the_processes_which_must_agree(tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    for processes in (1, 2):
+        folder = tmp_path / f"of{processes}"
+        folder.mkdir()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *torchrun, str(script), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+    (alone,) = (tmp_path / "of1").glob("0-of-1")
+    first, second = sorted((tmp_path / "of2").glob("?-of-2"))
+    assert first.read_text() == second.read_text() == alone.read_text()
+
+
 # ---- docs/distributed.md ----
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")

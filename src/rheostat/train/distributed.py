@@ -1,4 +1,4 @@
-"""Several processes, one supernet: what `fit` does where `torch.distributed` has been started.
+"""Several processes, one supernet: what training does where `torch.distributed` has been started.
 
 Whoever starts it (`torchrun` with `init_process_group`, Accelerate, Lightning Fabric) is left alone; without it there
 is one process and everything here does nothing.
@@ -6,7 +6,9 @@ is one process and everything here does nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,6 +51,30 @@ def average_(tensors: Iterable[Tensor]) -> None:
     flat /= num_processes()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
+
+
+def check_same(where: str, settings: dict[str, Any], device: torch.device) -> None:
+    """Raise ValueError in every process where their settings differ: they would wait for each other in vain."""
+    if num_processes() == 1:
+        return
+    digests = [hashlib.sha256(repr(value).encode()).digest()[:7] for value in settings.values()]
+    least = torch.tensor([int.from_bytes(digest) for digest in digests], device=device)
+    most = least.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    for (name, value), same in zip(settings.items(), (least == most).tolist(), strict=True):
+        if not same:
+            raise ValueError(
+                f"{where}: got {name}={value} in process {rank()} and another in others; want the same in all."
+            )
+
+
+def check_alone(where: str) -> None:
+    """Raise ValueError where several processes have been started."""
+    if num_processes() > 1:
+        raise ValueError(
+            f"{where}: got {num_processes()} processes; want one, as it measures on its own. Run it in a program apart."
+        )
 
 
 def wait() -> None:

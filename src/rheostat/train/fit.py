@@ -179,13 +179,17 @@ def fit(
     }
     options = sorted({name for group in optim.param_groups for name in group} - {"params", *settings})
     settings |= {name: [group.get(name) for group in optim.param_groups] for name in options}
+    distributed.check_same("fit", settings, device)
     if checkpoint is not None:
         if distributed.rank() == 0:
             history = _open_checkpoint(checkpoint, resume, net, optim, settings)
         distributed.wait()
         if distributed.rank() > 0:
             history = _open_checkpoint(checkpoint, True, net, optim, settings)
+        # Where they do not see one file, only the first one's is up to date.
+        distributed.check_same(f"fit: {checkpoint}", {"epochs already trained": len(history)}, device)
     distributed.broadcast_(net)
+    net.refresh_()
 
     run = torch.compile(dynamic=False) if compile else _as_it_is
     modules = [run(net[k]) for k in trained]
@@ -285,7 +289,7 @@ def fit(
                     kind = torch.autocast(device.type, enabled=False) if last else autocast
                     with eval_mode(*net):
                         found = _accuracies(
-                            [net[k] for k in trained], validation, device, kind, channels_last
+                            [net[k] for k in trained], validation, device, kind, channels_last, together=True
                         )
                     scores = dict(zip(names, found, strict=True))
             distributed.average_([meter.losses, meter.hits])
@@ -447,8 +451,9 @@ def _accuracies(
     device: torch.device,
     autocast: torch.autocast,
     channels_last: bool,
+    together: bool = False,
 ) -> list[float]:
-    """The loader is read once for all modules."""
+    """The loader is read once for all modules. together: over what all processes have read, shares or the whole."""
     hits, num_samples = torch.zeros(len(modules), device=device), 0
     with torch.no_grad():
         for x, y in loader:
@@ -462,9 +467,12 @@ def _accuracies(
                     )
                 hits[k] += (logits.argmax(1) == y).sum()
             num_samples += len(y)
-    if num_samples == 0:
+    counts = torch.cat([hits, hits.new_tensor([num_samples])])
+    if together:
+        distributed.average_([counts])
+    if counts[-1] == 0:
         raise ValueError("evaluate: got an empty loader; want at least one batch.")
-    return (hits.double() / num_samples).tolist()
+    return (counts[:-1].double() / counts[-1]).tolist()
 
 
 def _open_checkpoint(

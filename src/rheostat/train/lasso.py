@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
+from rheostat.train import distributed
 from rheostat.train.graph import Graph
 from rheostat.train.loop import (
     batches_of,
@@ -459,6 +460,7 @@ class _Run:
             raise ValueError(f"Lasso: got precision={self.precision!r}; want 'float32' or 'bfloat16'.")
         lasso, graph = self.lasso, self.graph
         steps = steps_of(self.loader)
+        distributed.broadcast_(graph.model)
         present = None if graph.chained else inside
         model = copy.deepcopy(graph.model) if present is None else module_of(graph, graph.model, present)
         model.train()
@@ -483,6 +485,8 @@ class _Run:
             "seed": self.seed,
             "precision": self.precision,
         }
+
+        distributed.check_same("Lasso", settings, device)
 
         def take(epoch: int, step: int) -> None:
             cost = graph.cost(graph.legal(pruner.counts))
@@ -513,7 +517,7 @@ class _Run:
 
         total = lasso.epochs * steps
         in_rows = norms_in_rows([model] if self.compile and self.channels_last else [])
-        with in_rows, progress_bar(self.progress, total) as (show, note):
+        with in_rows, progress_bar(self.progress and distributed.rank() == 0, total) as (show, note):
             for epoch in range(first, lasso.epochs):
                 if len(taken) == len(targets.values):
                     break
@@ -527,6 +531,7 @@ class _Run:
                         loss = F.cross_entropy(logits, y)
                         optim.zero_grad(set_to_none=True)
                         loss.backward()
+                        distributed.average_(p.grad for p in model.parameters() if p.grad is not None)
                         optim.step()
                         losses, seen = losses + loss.detach(), seen + 1
                         for unit in pruner.shrink_(amount):
@@ -536,6 +541,8 @@ class _Run:
                         if len(taken) == len(targets.values):
                             break
                         show(epoch * steps + step + 1, f"epoch {epoch + 1}/{lasso.epochs}", "")
+                buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+                distributed.average_([losses, *buffers])
                 mean_loss = float(losses) / seen
                 if not math.isfinite(mean_loss):
                     raise ValueError(
@@ -552,7 +559,9 @@ class _Run:
                         "alive": np.flatnonzero(pruner.keep()).tolist(),
                         "taken": [(np.flatnonzero(keep).tolist(), asdict(s)) for keep, s in taken],
                     }
-                    checkpoints.write(checkpoint, model, optim, state)
+                    if distributed.rank() == 0:
+                        checkpoints.write(checkpoint, model, optim, state)
+                    distributed.wait()
                 cost = graph.cost(graph.legal(pruner.counts))
                 norms = pruner.norms().detach()
                 eq2 = strength * float(penalty(norms[pruner.free], pruner.tau(norms)[pruner.free]))

@@ -52,6 +52,7 @@ from rheostat.program import (
 from rheostat.program_check import pool_size, validate, whole_groups
 from rheostat.spec import ArtifactError, Quant
 from rheostat.train import checkpoint as checkpoints
+from rheostat.train import distributed
 from rheostat.train.loop import batches_of, check_labels, rate_at, seeded, steps_of
 from rheostat.train.lower import lower
 from rheostat.train.supernet import Supernet
@@ -220,10 +221,11 @@ def finetune(
 
     checkpoint, resume, seed: as in `fit`; to resume, give the same float network as the first time.
 
-    Raises what `quantize` raises, and ValueError when the loss is no longer finite.
+    Raises what `quantize` raises, and ValueError when the loss is no longer finite and under several processes.
 
     >>> quantized = finetune(net, loader, epochs=3, lr=0.01)  # doctest: +SKIP
     """
+    distributed.check_alone("finetune")
     steps, device, first = steps_of(loader), next(net.parameters()).device, 0
 
     def now() -> Quantized:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rheostat.spec import Subnet
+from rheostat.train import distributed
 from rheostat.train.fit import recalibrate
 from rheostat.train.loop import device_of, eval_mode, logits_of, to_device
 from rheostat.train.sample import subnet_of
@@ -43,10 +44,12 @@ def slim(
     round_to: widths are multiples of it, as in `uniform`.
     calibration, batches: what statistics are measured on (the loader itself when None), and how much of it.
 
-    Raises ValueError for budgets that no width meets, a supernet with levels, and a loss or cost of NaN.
+    Raises ValueError for budgets that no width meets, a supernet with levels, a loss or cost of NaN, and under several
+    processes.
 
     >>> small = slim(net, validation, budgets=(10e6, 20e6), calibration=loader)  # doctest: +SKIP
     """
+    distributed.check_alone("slim")
     if not len(budgets) or not all(budget > 0 for budget in budgets) or not 0 < step <= 1 or round_to < 1:
         raise ValueError(
             f"slim: got budgets={tuple(budgets)}, step={step}, round_to={round_to}; want some above 0, 0 to 1, and "
