@@ -3,7 +3,7 @@
 python bench/quantise_resnet20.py DIR    # with cifar10/ and resnet_cifar10/; minutes on one thread
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import rheostat as rh
 from rheostat_recipes.data import load
 from rheostat_recipes.models.resnet import load_published, resnet20
 
-data = Path(sys.argv[1])
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("data", metavar="DIR", type=Path, help="holds cifar10/ and resnet_cifar10/")
+data: Path = parser.parse_args().data
 model, images = resnet20(), load("cifar10", data)
 load_published(model, data / "resnet_cifar10" / "resnet20-12fca82f.th")
 graph = rh.trace(model.eval(), torch.zeros(2, 3, 32, 32))

@@ -9,7 +9,7 @@ the same training images; accuracy is that on the test images.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,12 @@ SHARES = (0.5, 0.7, 0.85)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DIR", type=Path, help="holds cifar10/")
     torch.set_num_threads(1)
-    images = load("cifar10", Path(sys.argv[1]))
+    images = load("cifar10", parser.parse_args().data)
     scale = {"mean": images.mean, "std": images.std}
     calibration = rh.ImageLoader(images.train_images[:256], images.train_labels[:256], 128, **scale)
     held_out = rh.ImageLoader(images.train_images[-500:], images.train_labels[-500:], 250, **scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_arithmetic() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="layout='sorted'; want one of: swap, differences, level order"):
         switch_cost(SIZES, 0, 1, "sorted")
+    for sizes in ([], [math.nan, 2], [1.5, 2], [2, 1], ["1", "2"]):
+        with pytest.raises(ValueError, match="want bytes, smallest subnet first, in whole numbers"):
+            switch_cost(sizes, 0, 1, "swap")  # pyright: ignore[reportArgumentType]
+    for active in (-1, 3, 0.0, "a"):
+        with pytest.raises(ValueError, match="want 0 to 2"):
+            switch_cost(SIZES, active, 1, "swap")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="got active=0, target=3; want 0 to 2"):
         switch_cost(SIZES, 0, 3, "swap")
     with pytest.raises(ValueError, match="target=-1"):

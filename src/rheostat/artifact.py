@@ -140,6 +140,10 @@ def read_program(path: str | os.PathLike[str]) -> Program:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     """The open file and its size; any error inside comes out as an `ArtifactError` that names the path."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"artifact: got a {type(path).__name__}; want the path of a file, as rheostat.save writes it"
+        )
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ArtifactError("want a regular file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 LAYOUTS = ("swap", "differences", "level order")
 RECORD_BYTES = 8
@@ -121,14 +122,17 @@ def switch_cost(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"switch_cost: got layout={layout!r}; want one of: {', '.join(LAYOUTS)}")
-    if not all(0 <= index < len(sizes_bytes) for index in (active, target)):
+    sizes = list(sizes_bytes)
+    if (
+        not sizes
+        or not all(isinstance(size, Integral) and size >= 0 for size in sizes)
+        or sizes != sorted(sizes)
+    ):
         raise ValueError(
-            f"switch_cost: got active={active}, target={target}; want 0 to {len(sizes_bytes) - 1}"
+            f"switch_cost: got sizes_bytes={sizes}; want bytes, smallest subnet first, in whole numbers"
         )
-    if min(sizes_bytes) < 0 or list(sizes_bytes) != sorted(sizes_bytes):
-        raise ValueError(
-            f"switch_cost: got sizes_bytes={list(sizes_bytes)}; want bytes, smallest subnet first"
-        )
+    if not all(isinstance(index, Integral) and 0 <= index < len(sizes) for index in (active, target)):
+        raise ValueError(f"switch_cost: got active={active}, target={target}; want 0 to {len(sizes) - 1}")
     if active == target:
         return SwitchCost(0, 0, 0.0, 0.0)
     more = sizes_bytes[target] - sizes_bytes[active]

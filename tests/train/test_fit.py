@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from rheostat.train.checkpoint import read
+from rheostat.train.criteria import taylor
 from rheostat.train.data import ImageLoader
 from rheostat.train.fit import _sandwich_picks, distillation_loss, evaluate, fit, recalibrate
 from rheostat.train.graph import trace
@@ -737,6 +738,7 @@ import os, random, signal, sys, time
 import torch
 from torch import nn
 from pathlib import Path
+from rheostat.train.criteria import taylor
 from rheostat.train.data import ImageLoader
 from rheostat.train.fit import fit
 from rheostat.train.graph import trace
@@ -918,6 +920,26 @@ def test_outputs_that_are_not_logits_are_told() -> None:
     graph = trace(model, X)
     with pytest.raises(ValueError, match=r"outputs \[8, 10, 4, 4\] for 8 labels; want \[N, classes\]"):
         fit(Supernet(graph, uniform(graph, (0.5, 1.0))), [(X, Y)], epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("several", [lambda y: (y, y), lambda y: [y], lambda y: {"out": y}])
+def test_several_outputs_are_told(several: Callable[[Tensor], Any]) -> None:
+    class Several(Small):
+        def forward(self, x: Tensor) -> Any:
+            return several(super().forward(x))
+
+    graph = trace(Several(), X)
+    net = Supernet(graph, uniform(graph, (0.5, 1.0)))
+    for use in (
+        lambda: fit(net, [(X, Y)], epochs=1, progress=False),
+        lambda: fit(supernet(), [(X, Y)], epochs=1, teacher=Several(), progress=False),
+        lambda: evaluate(net, [(X, Y)]),
+        lambda: taylor(graph, [(X, Y)]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"got a (tuple|list|dict) as the model's output; want one tensor"
+        ):
+            use()
 
 
 def test_labels_of_a_later_batch_are_looked_at_too() -> None:

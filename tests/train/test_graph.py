@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -308,3 +309,54 @@ def test_random_nets_can_be_permuted(net, seed: int) -> None:
     assert error < 1e-4
     assert math.isfinite(error)
     assert any(g.pinned is None for g in graph.groups)
+
+
+def test_layers_whose_weight_an_unknown_op_makes_are_listed_with_the_op() -> None:
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 16, 3)), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 4),
+    )  # fmt: skip
+    listed = {group.size: group for group in rh.trace(model, torch.randn(2, 1, 8, 8)).groups}
+    assert listed[16].name.startswith("0") and "no rule for" in str(listed[16].pinned)
+    assert listed[8].pinned is None
+    assert set(listed) == {16, 8, 4}  # the kernel's axes are no channels
+
+
+def test_an_array_for_an_example_is_told() -> None:
+    for example in (
+        np.zeros((2, 4), np.float32),
+        (np.zeros((2, 4), np.float32),),
+        {"input": np.zeros((2, 4))},
+    ):
+        with pytest.raises(
+            ValueError, match=r"got an ndarray in the example; want tensors, as torch.from_numpy"
+        ):
+            rh.trace(nn.Linear(4, 2), example)  # pyright: ignore[reportArgumentType]
+
+
+def test_one_thing_for_another_is_told() -> None:
+    """A model, a graph and a supernet are easily taken for each other."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = rh.trace(model, torch.randn(2, 4))
+    net: Any = rh.Supernet(graph, subnets := rh.uniform(graph, (0.5, 1.0)))
+    batches = [(torch.randn(4, 4), torch.zeros(4, dtype=torch.int64))]
+    for wrong in (net, model):
+        for use in (
+            lambda wrong=wrong: rh.uniform(wrong), lambda wrong=wrong: rh.Supernet(wrong, subnets),
+            lambda wrong=wrong: rh.nest(wrong, subnets), lambda wrong=wrong: rh.levels(wrong, 0.5),
+            lambda wrong=wrong: rh.magnitude(wrong), lambda wrong=wrong: rh.taylor(wrong, batches),
+            lambda wrong=wrong: rh.wanda(wrong, [batches[0][0]]),
+            lambda wrong=wrong: rh.single_path(wrong, batches, macs=(20,)),
+        ):  # fmt: skip
+            with pytest.raises(
+                ValueError, match=rf"got a {type(wrong).__name__}; want the Graph that trace gives"
+            ):
+                use()
+    for use in (lambda: rh.fit(net[0], batches, epochs=1), lambda: rh.save(net[0], "never")):
+        with pytest.raises(ValueError, match=r"got a Sequential; want (a|the) Supernet"):
+            use()
+    for use in (rh.Engine, rh.cost, lambda path: rh.export_onnx(path, "never")):
+        with pytest.raises(ValueError, match=r"got a Supernet; want the path of a file"):
+            use(net)
+    with pytest.raises(ValueError, match=r"widths=0.5; want several"):
+        rh.uniform(graph, 0.5)  # pyright: ignore[reportArgumentType]

@@ -338,6 +338,17 @@ def test_refusals(tmp_path: Path) -> None:
         quantize(net, [x], ranges="median")
     with pytest.raises(ValueError, match="not finite"):
         quantize(net, [x * math.nan])
+    for wrong, message in (
+        (x, "got a Tensor as the loader"),
+        (x.numpy(), "got a ndarray as the loader"),
+        ([x.numpy()], "a batch of ndarray"),
+        ([(x * 255).to(torch.uint8)], r"a batch of torch\.uint8"),
+        ([x[:0]], "at least one sample"),
+        ([x[0]], r"want \[N, "),
+        ([x[..., :-1]], r"want \[N, "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantize(net, wrong)
     with pytest.raises(ValueError, match=r"finetune: epoch 1, step 1: got labels from 0 to 198; want 0 to 9"):
         finetune(net, [(x, torch.arange(len(x)) * 99)])
     quantized = quantize(net, [x])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rheostat.train.graph import Graph
-from rheostat.train.loop import call, device_of, eval_mode, to_device
+from rheostat.train.loop import call, device_of, eval_mode, tensor_of, to_device
 from rheostat.train.masks import prunable
 
 
@@ -32,7 +32,9 @@ def taylor(
     device, num_batches = device_of(graph.model), 0
     with eval_mode(graph.model):
         for x, y in islice(loader, batches):
-            loss = F.cross_entropy(call(graph.model, to_device(x, device, False)).float(), y.to(device))
+            loss = F.cross_entropy(
+                tensor_of(call(graph.model, to_device(x, device, False))).float(), y.to(device)
+            )
             gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             for total, weight, gradient in zip(totals.values(), weights.values(), gradients, strict=True):
                 total += (weight.detach() * gradient).abs()

@@ -36,6 +36,7 @@ from rheostat.train.loop import (
     rate_at,
     seeded,
     steps_of,
+    tensor_of,
     tensors_in,
     to_device,
     variants,
@@ -135,6 +136,10 @@ def fit(
     >>> history[-1].accuracy  # doctest: +SKIP
     {'0.25': 0.81, '0.5': 0.87, '0.75': 0.9, '1.0': 0.91}
     """
+    if not isinstance(net, Supernet):
+        raise ValueError(
+            f"fit: got a {type(net).__name__}; want a Supernet, which shares its weights with net[k]"
+        )
     steps = steps_of(loader)
     _check_settings(epochs, lr, warmup, distill, temperature, label_smoothing, clip_norm, precision)
     if teacher is not None and inplace:
@@ -515,6 +520,7 @@ def _check_batch(net: Supernet, x: Any, y: Tensor) -> int:
             f"fit: got a batch of shapes {got}, which the model does not take ({error}); want them like those of the "
             f"traced example, {want}."
         ) from error
+    logits = tensor_of(logits)
     if logits.ndim != 2 or len(logits) != len(y):
         raise ValueError(f"fit: got outputs {list(logits.shape)} for {len(y)} labels; want [N, classes].")
     return logits.shape[1]

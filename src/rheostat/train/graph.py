@@ -214,6 +214,8 @@ def trace(model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Mapping[st
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"trace: got a {type(model).__name__}; want an nn.Module")
+    if arrays := [type(x).__name__ for x in tree_leaves(example) if isinstance(x, np.ndarray)]:
+        raise ValueError(f"trace: got an {arrays[0]} in the example; want tensors, as torch.from_numpy gives")
     if isinstance(example, Mapping):
         args, kwargs = (), dict(example)
     else:
@@ -225,9 +227,17 @@ def trace(model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Mapping[st
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
                 f"trace: torch.export cannot read {type(model).__name__}: {reason}; want a forward without branches on "
-                "tensor values and an example of the right shapes"
+                "tensor values and an example of the right shapes and types"
             ) from error
     return _Builder(model, args, kwargs, program).build()
+
+
+def check_graph(where: str, graph: object) -> None:
+    """Raise ValueError where a model, a supernet or something else stands for the graph."""
+    if not isinstance(graph, Graph):
+        raise ValueError(
+            f"{where}: got a {type(graph).__name__}; want the Graph that trace gives for a model"
+        )
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -325,7 +335,7 @@ class _Builder:
         seen: set[int] = set()
         calls = [self.values[n.name] for n in self.program.graph.nodes if n.op == "call_function"]
         flowing = np.zeros(total, bool)  # kernel axes and the input's channels never reach a value
-        for dim in _arrays(tuple(calls)):
+        for dim in (*_arrays(tuple(calls)), *self.labels.unruled):
             flowing[root[dim]] = True
         for dims in [*self.tensors.values(), *calls]:
             for dim in _arrays(dims):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
-from rheostat.train.graph import Graph
+from rheostat.train.graph import Graph, check_graph
 from rheostat.train.loop import (
     batches_of,
     check_labels,
@@ -412,6 +412,7 @@ class _Targets:
         parameters: Sequence[float],
         epochs: Sequence[int],
     ) -> _Targets:
+        check_graph(where, graph)
         given = {"macs": macs, "parameters": parameters, "epochs": epochs}
         chosen = [(what, values) for what, values in given.items() if len(values)]
         if len(chosen) != 1 or len(set(chosen[0][1])) != len(chosen[0][1]):

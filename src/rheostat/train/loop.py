@@ -92,8 +92,18 @@ def call(module: Callable[..., Tensor], x: Any) -> Tensor:
 def logits_of(module: Callable[..., Tensor], x: Any, autocast: torch.autocast) -> Tensor:
     """Outputs of at least float32: the loss is not taken in half precision."""
     with autocast:
-        logits = call(module, x)
+        logits = tensor_of(call(module, x))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def tensor_of(output: Any) -> Tensor:
+    """What a model gave, if a loss can be taken of it."""
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"training: got a {type(output).__name__} as the model's output; want one tensor [N, classes]. Wrap the "
+            "model in one that gives that."
+        )
+    return output
 
 
 def tensors_in(x: Any) -> list[Tensor]:

@@ -71,6 +71,10 @@ def lower(net: Supernet) -> tuple[Program, dict[str, np.ndarray]]:
 
     `program.ops` is None, and `program.unsupported` names the node, where the engine has no op for what the model does.
     """
+    if not isinstance(net, Supernet):
+        raise ValueError(
+            f"save: got a {type(net).__name__}; want the Supernet, of which the file holds all subnets"
+        )
     if not net.nested:
         free = next(s.name for s in net.subnets if s.units is not None)
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rheostat.spec import NM, Block, Channel, Column, Element, Granularity, Kernel, Pattern, Row
-from rheostat.train.graph import Graph
+from rheostat.train.graph import Graph, check_graph
 
 _T = ((3, 4, 5, 7), (1, 4, 5, 7), (1, 3, 4, 7), (1, 3, 4, 5))
 """The centre of a 3x3 kernel and three of its four neighbours: the Laplacian of Gaussian less one cell (PCONV)."""
@@ -407,6 +407,7 @@ def magnitude(graph: Graph) -> dict[str, Tensor]:
 
 def prunable(graph: Graph) -> dict[str, Tensor]:
     """The parameters of two dimensions or more, norms apart."""
+    check_graph("pruning", graph)
     return {
         name: parameter
         for name, parameter in graph.model.named_parameters()

@@ -327,8 +327,19 @@ def _calibrate(
     shape = len(program.values), len(program.subnets)
     floats = {name: torch.tensor(array) for name, array in tensors.items()}
     largest, lowest, count = np.zeros(shape), np.full(shape, np.inf), 0
+    if isinstance(loader, Tensor | np.ndarray):
+        raise ValueError(f"quantize: got a {type(loader).__name__} as the loader; want batches, such as [x]")
     for batch in islice(loader, batches):
-        x = (batch[0] if isinstance(batch, (tuple, list)) else batch).detach().cpu().float()
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"quantize: got a batch of {got}; want tensors of floats, normalized as in training"
+            )
+        if len(x) == 0 or tuple(x.shape[1:]) != program.input.shape:
+            want = ", ".join(map(str, program.input.shape))
+            raise ValueError(f"quantize: got a batch {list(x.shape)}; want [N, {want}], at least one sample")
+        x = x.detach().cpu().float()
         for k in range(shape[1]):
             for v, value in _float_values(program, floats, k, x).items():
                 if not value.isfinite().all():

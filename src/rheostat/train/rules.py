@@ -38,6 +38,8 @@ class Labels:
         """(labels of the shorter dim, labels of the padded dim, node): zero padding at the end of the channels."""
         self.norms: set[str] = set()
         """Names of the nodes whose parameters are norm statistics or affines."""
+        self.unruled: list[np.ndarray] = []
+        """First dims of what ops without a rule read: to be told, though what they give carries no channels."""
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -146,6 +148,7 @@ def unknown(op: Op) -> Any:
         dims = op.dims(value)
         for dim in dims:
             op.labels.pin(dim, f"no rule for {op.where}")
+        op.labels.unruled += [dim for dim in dims[:1] if isinstance(dim, np.ndarray)]
     return fixed(op)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
 from rheostat.spec import Cost, Subnet
-from rheostat.train.graph import Graph
+from rheostat.train.graph import Graph, check_graph
 
 
 def uniform(
@@ -23,6 +24,9 @@ def uniform(
     >>> [(s.name, s.widths[0]) for s in uniform(graph, (0.25, 1.0))]
     [('0.25', 2), ('1.0', 8)]
     """
+    check_graph("uniform", graph)
+    if isinstance(widths, Real):
+        raise ValueError(f"uniform: widths={widths}; want several, such as (0.5, 1.0)")
     if not len(widths) or any(not 0 < w <= 1 for w in widths) or len(set(widths)) != len(widths):
         raise ValueError(
             f"uniform: widths={tuple(widths)}; want different fractions above 0 and at most 1, such as (0.5, 1.0)"
@@ -70,6 +74,7 @@ def nest(graph: Graph, subnets: Sequence[Subnet], by: str = "union") -> Nested:
     >>> nested.subnets[1].units[0], nested.added
     ((0, 1, 2, 5), (0, 1))
     """
+    check_graph("nest", graph)
     if by not in ("union", "votes"):
         raise ValueError(f"nest: got by={by!r}; want 'union' or 'votes'")
     if not subnets:

@@ -17,7 +17,7 @@ from rheostat import artifact
 from rheostat.program import LEVELS
 from rheostat.spec import ArtifactError, Cost, Subnet, SubnetInfo
 from rheostat.train.check import check_copy, disturbed_example, verify
-from rheostat.train.graph import Graph, trace
+from rheostat.train.graph import Graph, check_graph, trace
 from rheostat.train.masks import Levels
 from rheostat.train.order import sort
 from rheostat.train.small import Slice, own, small_module
@@ -60,6 +60,7 @@ class Supernet(nn.Module):
         super().__init__()
         if importance not in ("l1", "l2"):
             raise ValueError(f"Supernet: importance={importance!r}; want 'l1' or 'l2'")
+        check_graph("Supernet", graph)
         whole = subnets is None
         if subnets is None:
             sizes = tuple(g.size for g in graph.groups)
