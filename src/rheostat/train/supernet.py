@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -41,8 +42,8 @@ class Supernet(nn.Module):
     all channels, unsorted, where `subnets` is None. Pruned parameters are masked copies; what no subnet keeps is zero.
 
     Construction checks every subnet on the example against the full model under masks; a group whose removal does not
-    give the same function is pinned with the reason (`net.graph`). Raises ValueError for widths that do not nest,
-    subnets or levels that do not fit the graph, or a largest subnet that does not hold all the others.
+    give the same function is pinned with the reason (`net.graph`), and a warning says so. Raises ValueError for widths
+    that do not nest, subnets or levels that do not fit the graph, or a largest subnet that does not hold all others.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> net = Supernet(graph := trace(model, torch.randn(1, 4)), uniform(graph, (0.5, 1.0)))
@@ -77,6 +78,7 @@ class Supernet(nn.Module):
         in_order = (probe, tuple(subnets)) if whole else sort(probe, full, importance, subnets, named)
         checked, self.subnets = verify(*in_order, full)
         self.graph = replace(checked, args=graph.args, kwargs=graph.kwargs)
+        _warn_of_pins(graph, self.graph)
         keeps = [self.graph.kept(s.widths, s.units) for s in self.subnets]
         _check_order(self.subnets, keeps)
         self.shared = full
@@ -459,6 +461,19 @@ def _levels_of(
         with torch.no_grad():
             parameters[name].mul_(found[name] < len(subnets))
     return found
+
+
+def _warn_of_pins(before: Graph, after: Graph) -> None:
+    """What the checks have pinned is wider than it was asked to be."""
+    pins = [
+        new for old, new in zip(before.groups, after.groups, strict=True) if new.pinned and not old.pinned
+    ]
+    if pins:
+        more = f", and {len(pins) - 1} more" if len(pins) > 1 else ""
+        warnings.warn(
+            f"Supernet: channel group {pins[0].name} stays whole ({pins[0].pinned}){more}: see print(net.graph)",
+            stacklevel=3,
+        )
 
 
 def _validate(graph: Graph, subnets: Sequence[Subnet]) -> None:
