@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import math
 import os
@@ -170,6 +171,19 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
     return header
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, at all else that the process holds: no cycle is made."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def _parse(header: bytes, size: int) -> tuple[Program, list[_Entry], Shapes]:
     """The checked program, the tensors in the order of their bytes, and the shapes of those that they are decoded to.
 

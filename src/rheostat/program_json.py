@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import reprlib
@@ -61,17 +60,12 @@ def load_json(text: str, where: str) -> Any:
 
     if (n := sum(text.count(mark) for mark in ",[{")) > MAX_JSON_VALUES:
         raise ArtifactError(f"{where}: got about {n} JSON values; want at most {MAX_JSON_VALUES}")
-    collects = gc.isenabled()
-    gc.disable()  # there is nothing to collect yet, and each look at all else the process holds takes longer than this
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         raise ArtifactError(f"{where}: the JSON is nested too deeply") from None
     except ValueError as error:  # malformed JSON, an integer of thousands of digits
         raise ArtifactError(f"{where}: not JSON ({reprlib.repr(str(error))})") from None
-    finally:
-        if collects:
-            gc.enable()
 
 
 def dump_json(data: object) -> str:
@@ -85,11 +79,15 @@ def dump_json(data: object) -> str:
 
 def check_name(name: object, where: str) -> str:
     """`name` if it is safe as a tensor's name: printable, at most 256 characters, nothing like a path."""
-    want = f"a printable name of 1 to {MAX_NAME} characters without '/', '\\' or '..'"
-    if type(name) is not str or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        refuse(where, name, want)
-    if "/" in name or "\\" in name or ".." in name:
-        refuse(where, name, want)
+    if (
+        type(name) is not str
+        or not 1 <= len(name) <= MAX_NAME
+        or not name.isprintable()
+        or "/" in name
+        or "\\" in name
+        or ".." in name
+    ):
+        refuse(where, name, f"a printable name of 1 to {MAX_NAME} characters without '/', '\\' or '..'")
     return name
 
 
@@ -211,20 +209,22 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
 }
 
 
+_PARTS = {name: tuple((f.name, _FIELDS[f.name], f.default is None) for f in fields(c)) for name, c in OPS.items()}
+
+
 def _op(x: object, where: str) -> Op:
     if type(x) is not dict:
         refuse(where, x, "an object with the key op")
     name = x.get("op")
     if type(name) is not str or name not in OPS:
         refuse(f"{where}.op", name, "one of " + ", ".join(OPS))
-    kind = OPS[name]
-    parts = fields(kind)
-    given = _object(x, where, ("op", *(f.name for f in parts)))[1:]
+    parts = _PARTS[name]
+    given = _object(x, where, ("op", *(part for part, _, _ in parts)))[1:]
     values = {
-        f.name: None if v is None and f.default is None else _FIELDS[f.name](v, f"{where}.{f.name}")
-        for f, v in zip(parts, given, strict=True)
+        part: None if v is None and optional else read(v, f"{where}.{part}")
+        for (part, read, optional), v in zip(parts, given, strict=True)
     }
-    return kind(**values)  # type: ignore[arg-type]  # each parser returns its field's type
+    return OPS[name](**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
 
 def _value(x: object, where: str) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def test_refused_with_a_reason_in_under_a_second(name: str, good: bytes, tmp_pat
     assert message.startswith(str(path))
     assert len(message) < 1000 + len(str(path))
     assert message.isprintable()
+    assert gc.isenabled()
 
 
 def test_the_longest_chain_that_is_allowed_is_read_in_under_a_second(good: bytes, tmp_path: Path) -> None:
