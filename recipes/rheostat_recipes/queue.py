@@ -9,7 +9,7 @@ import torch
 
 import rheostat as rh
 from rheostat_recipes import dense, nonuniform, one_network, shared_weights, uniform
-from rheostat_recipes.run import Recipe, Run, keep_freed_memory
+from rheostat_recipes.run import Recipe, Run, keep_freed_memory, runs_dir
 
 RECIPES: tuple[Recipe, ...] = (
     *uniform.RECIPES,
@@ -35,7 +35,7 @@ def run_all(
     (no such data, no room on the disk) does not keep the others from running; anything else is a bug and stops them.
     """
     by_name = {recipe.__name__: recipe for recipe in recipes}
-    root = out if max_epochs is None else out / f"epochs{max_epochs}"
+    root = runs_dir(out, False, max_epochs)
     failures = []
     keep_freed_memory()
     for number, (name, seed) in enumerate(wanted, 1):

@@ -76,7 +76,13 @@ class Result:
 
 
 Recipe = Callable[[Run], Result]
+
 Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+def runs_dir(root: Path, smoke: bool, max_epochs: int | None) -> Path:
+    """Return where in `root` such runs lie: short ones apart, so that none builds on another's parts."""
+    return root / "smoke" if smoke else root if max_epochs is None else root / f"epochs{max_epochs}"
 
 
 def loaders(

@@ -196,12 +196,12 @@ def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
 def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     factor = {"%": 0.01}.get(cell["unit"]) or (float(cell["unit"]) if cell["unit"].startswith("1e") else 1.0)
 
-    def number(result: dict[str, Any]) -> float | None:
+    def number(result: dict[str, Any]) -> Any:
         subnet = next((s for s in result["subnets"] if s["name"] == cell["subnet"]), {})
         return subnet.get(cell["quantity"])
 
     measured = _longest([result for result in results if number(result) is not None])
-    numbers = [(number(result) or 0) / factor for result in measured]
+    numbers = [number(result) / factor for result in measured]
     short = {_length(result) for result in measured} - {math.inf}
     notes = [cell["note"]] if "note" in cell else []
     notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]

@@ -148,7 +148,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ArtifactError("want a regular file")
-        with open(path, "rb") as file:
+        with _uncollected(), open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
@@ -173,7 +173,7 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, at all else that the process holds: no cycle is made."""
+    """Keep the collector away: no cycle is made, and it would look again and again at all else the process holds."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -183,7 +183,6 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
 def _parse(header: bytes, size: int) -> tuple[Program, list[_Entry], Shapes]:
     """The checked program, the tensors in the order of their bytes, and the shapes of those that they are decoded to.
 

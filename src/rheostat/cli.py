@@ -229,7 +229,7 @@ def train(
 ) -> None:
     """Run a recipe: trains, and writes artifact, result and checkpoint."""
     from rheostat_recipes.queue import RECIPES
-    from rheostat_recipes.run import Run, keep_freed_memory
+    from rheostat_recipes.run import Run, keep_freed_memory, runs_dir
 
     recipes = {function.__name__: function for function in RECIPES}
     if recipe is None:
@@ -240,7 +240,7 @@ def train(
         return
     if recipe not in recipes:
         raise ValueError(f"train: got recipe {recipe!r}; want one of: {', '.join(recipes)}")
-    runs = RUNS / "smoke" if smoke else RUNS if epochs is None else RUNS / f"epochs{epochs}"
+    runs = runs_dir(RUNS, smoke, epochs)
     run = Run(out or runs / f"{recipe}-{seed}", data, smoke, resume, seed, None if out else runs, epochs)
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")

@@ -209,7 +209,9 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
 }
 
 
-_PARTS = {name: tuple((f.name, _FIELDS[f.name], f.default is None) for f in fields(c)) for name, c in OPS.items()}
+_PARTS = {
+    name: tuple((f.name, _FIELDS[f.name], f.default is None) for f in fields(c)) for name, c in OPS.items()
+}
 
 
 def _op(x: object, where: str) -> Op:

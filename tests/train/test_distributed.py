@@ -146,6 +146,7 @@ def test_a_mean_over_seven_processes_leaves_frozen_statistics_alone(tmp_path: Pa
 
 TOGETHER = """
 import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -212,6 +213,19 @@ if processes == 2:
     own.mkdir()
     rh.fit(net, loader, epochs=1, progress=False, checkpoint=own / "c")
     refused("got epochs already trained=[01] in process", train(net, loader, checkpoint=own / "c", resume=True))
+    def prune(lasso, **settings):
+        return lambda: rh.single_path(graph, loader, lasso, macs=(10_000, 7_000), progress=False, **settings)
+
+    refused("Lasso: got strength=[01].0 in process", prune(rh.Lasso(strength=float(rank))))
+    if rank == 0:
+        shutil.copy(folder / "lasso", own / "lasso")
+    refused("got epochs already trained=[0-8] in", prune(lasso, checkpoint=own / "lasso", resume=True))
+
+    def sparsify(**settings):
+        return rh.admm(graph, loader, 0.5, rho=(0.1,), updates=1, epochs=1, progress=False, **settings)
+
+    sparsify(checkpoint=own / "admm")  # the first process writes
+    refused("got updates already made=[01] in", lambda: sparsify(checkpoint=own / "admm", resume=True))
     refused("finetune: got 2 processes; want one", lambda: rh.finetune(net, loader))
     refused("slim: got 2 processes; want one", lambda: rh.slim(net, loader, (10_000,)))
 dist.destroy_process_group()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -297,22 +296,14 @@ def _opened(
     """The updates already made, and the state as it was after them; or a first checkpoint of none."""
     if path is None:
         return []
-    exists = Path(path).exists()
-    distributed.wait()  # until all have looked
-    if not exists:
+    saved = checkpoints.resumed("admm", path, resume, settings)
+    # Where they do not see one file, only the first one's is up to date.
+    made = {"updates already made": 0 if saved is None else len(saved.state["history"])}
+    distributed.check_same(f"admm: {path}", made, next(state.parameters()).device)
+    if saved is None:
         # Also finds out now, and not after an update, that nothing can be written there.
         _write(path, state, settings, [])
         return []
-    if not resume:
-        raise ValueError(f"admm: {path} exists; want resume=True to go on from it, or another checkpoint=")
-    checkpoints.clean(path)
-    saved, ours = checkpoints.read(path), checkpoints.as_read(settings)
-    for name in ours | saved.state["settings"]:
-        if ours.get(name) != (theirs := saved.state["settings"].get(name)):
-            raise ValueError(
-                f"admm: {path} was written with {name}={theirs}; got {name}={ours.get(name)}. Pass the same settings "
-                "to resume, or another checkpoint= to start again"
-            )
     checkpoints.restore_(state, _stateless(state), saved)
     return [Update(**record) for record in saved.state["history"]]
 

@@ -120,7 +120,7 @@ def restore_(net: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Check
 def resumed(
     where: str, path: str | os.PathLike[str], resume: bool, settings: dict[str, Any]
 ) -> Checkpoint | None:
-    """The checkpoint that a run goes on from, None where there is none.
+    """The checkpoint that a run goes on from, rid of what a killed `write` left beside it; None where there is none.
 
     Raises ValueError where one exists and `resume` is False, or its state's "settings" are others.
     """
@@ -130,17 +130,19 @@ def resumed(
         raise ValueError(
             f"{where}: {path} exists; want resume=True to go on from it, or another checkpoint=."
         )
+    clean(path)
     saved = read(path)
-    if saved.state["settings"] != as_read(settings):
-        raise ValueError(
-            f"{where}: {path} was written with other settings; want the same, or another checkpoint=."
-        )
+    theirs, ours = (
+        saved.state["settings"],
+        json.loads(json.dumps(settings, default=_number)),
+    )  # as `read` gives them
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{where}: {path} was written with {name}={theirs.get(name)!s:.300}; got {name}="
+                f"{ours.get(name)!s:.300}. Pass the same settings to resume, or another checkpoint= to start again."
+            )
     return saved
-
-
-def as_read(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` as `read` gives it back: lists for tuples, numbers for those of numpy and torch."""
-    return json.loads(json.dumps(state, default=_number))
 
 
 def _number(value: Any) -> float:

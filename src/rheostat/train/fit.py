@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
 from rheostat.train.data import ImageLoader, epoch_seed
 from rheostat.train.loop import (
+    autocast_of,
     batches_of,
     call,
     check_labels,
@@ -46,8 +46,6 @@ from rheostat.train.supernet import Supernet
 
 # Reading a number makes a GPU wait, so the bar and the check for NaN do not look each step.
 SECONDS_BETWEEN_LOOKS = 0.5
-
-_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def fit(
             f"fit: got a {type(net).__name__}; want a Supernet, which shares its weights with net[k]"
         )
     steps = steps_of(loader)
-    _check_settings(epochs, lr, warmup, distill, temperature, label_smoothing, clip_norm, precision)
+    _check_settings(epochs, lr, warmup, distill, temperature, label_smoothing, clip_norm)
     if teacher is not None and inplace:
         raise ValueError(
             "fit: got teacher= and inplace=True; want one source of soft labels. Leave one of them out."
@@ -151,8 +149,7 @@ def fit(
         raise ValueError("fit: got subnets=[]; want at least one, or None for all")
     names, largest = [net.names[k] for k in trained], len(trained) - 1
     device = next(net.parameters()).device
-    # disabled rather than absent, so that the code below reads the same
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    autocast = autocast_of("fit", device, precision)
 
     if optimizer is None:
         groups = decay_groups(net, {"weight_decay": weight_decay})
@@ -269,8 +266,7 @@ def fit(
                     x, y = to_device(x, device, channels_last), y.to(device, non_blocking=True)
                     if step == 0:
                         num_classes = _check_batch(net, x, y)
-                    if step == 0 or y.device.type == "cpu":
-                        check_labels(f"fit: epoch {epoch + 1}, step {step + 1}", num_classes, y)
+                    check_labels("fit", epoch, step, num_classes, y)
                     number = epoch * steps + step
                     rate = rate_at(number, epochs * steps, round(warmup * steps))
                     for group, peak in zip(optim.param_groups, peaks, strict=True):
@@ -291,7 +287,7 @@ def fit(
                 if validation is not None:
                     # The artifact is float32, so the numbers that go into it are measured so.
                     last = epoch == epochs - 1
-                    kind = torch.autocast(device.type, enabled=False) if last else autocast
+                    kind = autocast_of("fit", device, "float32") if last else autocast
                     with eval_mode(*net):
                         found = _accuracies(
                             [net[k] for k in trained], validation, device, kind, channels_last, together=True
@@ -355,11 +351,9 @@ def evaluate(
     >>> evaluate(torch.nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     0.75
     """
-    if precision not in _PRECISIONS:
-        raise ValueError(f"evaluate: got precision={precision!r}; want 'float32' or 'bfloat16'.")
     modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
     device = device_of(net)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    autocast = autocast_of("evaluate", device, precision)
     with eval_mode(*modules):
         scores = _accuracies(modules, loader, device, autocast, channels_last)
     return dict(zip(net.names, scores, strict=True)) if isinstance(net, Supernet) else scores[0]
@@ -488,21 +482,11 @@ def _open_checkpoint(
     settings: dict[str, Any],
 ) -> list[Epoch]:
     """The epochs already trained, and net and optimizer as they were then; or a first checkpoint of epoch 0."""
-    if not Path(path).exists():
+    saved = checkpoints.resumed("fit", path, resume, settings)
+    if saved is None:
         # Also finds out now, and not after an epoch, that nothing can be written there.
         checkpoints.write(path, net, optim, {"settings": settings, "history": []})
         return []
-    if not resume:
-        raise ValueError(f"fit: {path} exists; want resume=True to go on from it, or another checkpoint=.")
-    checkpoints.clean(path)
-    saved = checkpoints.read(path)
-    theirs, ours = saved.state["settings"], checkpoints.as_read(settings)
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"fit: {path} was written with {name}={theirs.get(name)}; got {name}={ours.get(name)}. "
-                "Pass the same settings to resume, or another checkpoint= to start again."
-            )
     checkpoints.restore_(net, optim, saved)
     net.refresh_()
     return [Epoch(**record) for record in saved.state["history"]]
@@ -534,7 +518,6 @@ def _check_settings(
     temperature: float,
     label_smoothing: float,
     clip_norm: float | None,
-    precision: str,
 ) -> None:
     rules = [
         (isinstance(epochs, Integral) and epochs >= 1, f"epochs={epochs}", "1 or more"),
@@ -544,7 +527,6 @@ def _check_settings(
         (temperature > 0, f"temperature={temperature}", "above 0"),
         (0 <= label_smoothing < 1, f"label_smoothing={label_smoothing}", "0 to below 1"),
         (clip_norm is None or clip_norm > 0, f"clip_norm={clip_norm}", "above 0, or None"),
-        (precision in _PRECISIONS, f"precision={precision!r}", "'float32' or 'bfloat16'"),
     ]
     for good, got, want in rules:
         if not good:

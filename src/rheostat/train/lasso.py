@@ -22,6 +22,7 @@ from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
 from rheostat.train.graph import Graph, check_graph
 from rheostat.train.loop import (
+    autocast_of,
     batches_of,
     check_labels,
     decay_groups,
@@ -457,8 +458,6 @@ class _Run:
         resume: bool,
     ) -> tuple[list[tuple[np.ndarray, Snapshot]], float]:
         """The units kept at each target, in the order in which they were reached, and the seconds it took."""
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"Lasso: got precision={self.precision!r}; want 'float32' or 'bfloat16'.")
         lasso, graph = self.lasso, self.graph
         steps = steps_of(self.loader)
         distributed.broadcast_(graph.model)
@@ -469,7 +468,7 @@ class _Run:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         device = next(model.parameters()).device
         run = torch.compile(model, dynamic=False) if self.compile else model
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        autocast = autocast_of("Lasso", device, self.precision)
         decaying = decay_groups(model, {"weight_decay": lasso.weight_decay})
         optim = torch.optim.SGD(decaying, lasso.lr, lasso.momentum)
         pruner = Pruner(graph, model, lasso, inside, present)
@@ -479,15 +478,14 @@ class _Run:
         taken: list[tuple[np.ndarray, Snapshot]] = []
         first, before, started = 0, 0.0, time.perf_counter()
         settings = {
-            "lasso": {**asdict(lasso), "epochs": None, "strength": None, "shrink": None},
+            **{k: v for k, v in asdict(lasso).items() if k not in ("strength", "shrink", "epochs")},
             "targets": asdict(targets),
             "inside": None if inside is None else np.flatnonzero(inside).tolist(),
             "steps": steps,
             "seed": self.seed,
             "precision": self.precision,
         }
-
-        distributed.check_same("Lasso", settings, device)
+        distributed.check_same("Lasso", settings | asdict(lasso), device)
 
         def take(epoch: int, step: int) -> None:
             cost = graph.cost(graph.legal(pruner.counts))
@@ -507,6 +505,8 @@ class _Run:
             alive = np.zeros(len(pruner.alive), bool)
             alive[saved.state["alive"]] = True
             pruner = Pruner(graph, model, lasso, alive, present)
+        # Where they do not see one file, only the first one's is up to date.
+        distributed.check_same(f"Lasso: {checkpoint}", {"epochs already trained": first}, device)
 
         def bury(unit: int, epoch: int, step: int) -> None:
             """One unit at a time, so that a subnet is as large as its target lets it be."""
@@ -527,8 +527,7 @@ class _Run:
                     for step, (x, y) in enumerate(batches_of(self.loader, steps, self.seed, epoch)):
                         x, y = to_device(x, device, self.channels_last), y.to(device)
                         logits = logits_of(run, x, autocast)
-                        if step == 0 or y.device.type == "cpu":
-                            check_labels(f"Lasso: epoch {epoch + 1}, step {step + 1}", logits.shape[1], y)
+                        check_labels("Lasso", epoch, step, logits.shape[1], y)
                         loss = F.cross_entropy(logits, y)
                         optim.zero_grad(set_to_none=True)
                         loss.backward()

@@ -43,13 +43,15 @@ def batches_of(
         )
 
 
-def check_labels(where: str, num_classes: int, y: Tensor) -> None:
-    """Raise ValueError for labels that the model has no output for; a GPU has to wait for this."""
+def check_labels(where: str, epoch: int, step: int, num_classes: int, y: Tensor) -> None:
+    """Raise ValueError for labels that the model has no output for; a GPU waits for this, so there only in step 0."""
+    if step > 0 and y.device.type != "cpu":
+        return
     low, high = (int(label) for label in y.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(
-            f"{where}: got labels from {low} to {high}; want 0 to {num_classes - 1}, as the model has {num_classes} "
-            "outputs."
+            f"{where}: epoch {epoch + 1}, step {step + 1}: got labels from {low} to {high}; want 0 to "
+            f"{num_classes - 1}, as the model has {num_classes} outputs."
         )
 
 
@@ -87,6 +89,13 @@ def call(module: Callable[..., Tensor], x: Any) -> Tensor:
     if isinstance(x, dict):
         return module(**x)
     return module(*x) if isinstance(x, tuple | list) else module(x)
+
+
+def autocast_of(where: str, device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for "bfloat16"; disabled rather than absent for "float32", so that code reads the same."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"{where}: got precision={precision!r}; want 'float32' or 'bfloat16'.")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def logits_of(module: Callable[..., Tensor], x: Any, autocast: torch.autocast) -> Tensor:

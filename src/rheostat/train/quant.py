@@ -251,12 +251,10 @@ def finetune(
                 state = net.state_dict() | dict(net.named_parameters(remove_duplicate=False)) | levels
                 tensors = _rounded_weights(program, state, bits.bits_weights)
                 loss = torch.zeros((), device=device)
+                check_labels("finetune", epoch, step, program.values[program.outputs[0]].full, y)
                 for k in range(len(program.subnets)):
                     values = _float_values(program, tensors, k, x.to(device), _fake(bits, k))
-                    logits = values[program.outputs[0]]
-                    if step == 0 or y.device.type == "cpu":
-                        check_labels(f"finetune: epoch {epoch + 1}, step {step + 1}", logits.shape[1], y)
-                    loss = loss + F.cross_entropy(logits, y.to(device))
+                    loss = loss + F.cross_entropy(values[program.outputs[0]], y.to(device))
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
                 optimizer.step()
