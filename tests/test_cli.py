@@ -344,9 +344,13 @@ def test_dial_never_imports_torch(trained: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "█" in done.stdout
     stream = json.loads(out.read_text(encoding="utf-8"))
-    turns = stream["turns"]
-    assert len(turns) == 240
-    assert {turn["subnet"] for turn in turns} == {0, 1, 2, 3}
+    turns, expected = stream["turns"], stream["expected_ms"]
+    assert len(turns) == 240 and len(expected) == 4
+    # The largest that fits, the smallest where none does; on a busy machine a larger one may have been the faster.
+    for turn in turns:
+        fitting = [k for k in range(4) if expected[k] <= turn["budget_ms"]]
+        assert turn["subnet"] == (fitting[-1] if fitting else 0)
+    assert {0, 3} <= {turn["subnet"] for turn in turns}
     # More budget never got a smaller subnet.
     by_budget = sorted(turns, key=lambda turn: turn["budget_ms"])
     assert [turn["subnet"] for turn in by_budget] == sorted(turn["subnet"] for turn in turns)

@@ -182,7 +182,7 @@ def dial(
     turns = []
     with Engine(artifact, threads=1) as engine:
         expected_ms = [p95 for _, p95 in latency(engine, x[:1], repeats=300)]
-        low, high = 0.95 * expected_ms[0], 1.3 * expected_ms[-1]
+        low, high = 0.95 * min(expected_ms), 1.3 * max(expected_ms)
         for step in range(num):
             # Two slow swings of the budget, from more than enough to less than the smallest subnet needs.
             budget_ms = low + (high - low) * (0.5 + 0.5 * math.cos(4 * math.pi * step / num))
@@ -205,7 +205,9 @@ def dial(
         f"PyTorch in this process: {'yes' if 'torch' in sys.modules else 'no'}."
     )
     if out is not None:
-        out.write_text(json.dumps({"subnets": names, "turns": turns}), encoding="utf-8")
+        out.write_text(
+            json.dumps({"subnets": names, "expected_ms": expected_ms, "turns": turns}), encoding="utf-8"
+        )
 
 
 @app.command()
