@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 import rheostat as rh
-from rheostat_recipes.models.resnet import load_published, resnet44
+from rheostat_recipes.models.resnet import load_published, resnet20, resnet44
 from rheostat_recipes.run import (
     Loader,
     Recipe,
@@ -64,13 +64,14 @@ GROUP_LASSO = Family(
     "group_lasso", (2.71e6, 7.91e6, 22.27e6), lasso=replace(LASSO, clip=None, shrink=7.5, dead_below=0.5)
 )
 FREE = Family("multi_path_free", MULTI_PATH.macs, free=(1.0, 0.7, 0.5))
-# Widths of `resnet20_cifar10_best`. The smallest is one of several that were tried for 15 epochs: its first stage is
-# narrow between the shortcuts, which pays for twice the weights that sampling leaves at this size. The others are those
-# of `MULTI_PATH`, seed 0.
+# Widths of `resnet20_cifar10_best`, of each stage on the shortcuts and between them. Of several shapes of the smallest,
+# tried for 15 epochs, the best was narrow between the shortcuts of its first stage, which pays for more weights in the
+# last than a quarter of every width has. The others lean the same way.
 BEST = (
-    (4, *(2, 4) * 3, *(6, 6) * 3, *(19, 20) * 3, 10),
-    (9, 5, 6, 8, 12, 5, 9, 16, 15, 18, 17, 12, 18, 25, 51, 23, 23, 21, 21, 10),
-    (9, 6, 14, 8, 12, 7, 15, 18, 31, 18, 32, 21, 30, 42, 51, 40, 38, 37, 36, 10),
+    ((4, 2), (7, 6), (20, 19)),
+    ((8, 6), (14, 14), (38, 36)),
+    ((12, 9), (22, 22), (50, 48)),
+    ((16, 16), (32, 32), (64, 64)),
 )
 # Between a quarter of every width, which takes 2.75 million here and is neared ever more slowly, and all of it, at the
 # sizes of nine uniform widths.
@@ -160,24 +161,31 @@ def resnet20_cifar10_group_lasso_individual(run: Run) -> Result:
 
 
 def resnet20_cifar10_best(run: Run) -> Result:
-    """Four subnets as good as they get, by stages: the smallest first, each larger one around it, taught by ResNet-44.
+    """Four subnets as good as they get, from published weights, taught by ResNet-44: the smallest alone, then together.
 
-    Not a row of the paper, which trains non-uniform subnets together, on labels. At 2.3, 9.5, 19.7 and 42.6 million
-    MACs one set of weights should reach 82.0, 87.5, 90.0 and 91.5 %.
+    Not a row of the paper, which trains non-uniform subnets on labels. At 2.3, 9.6, 20.0 and 40.6 million MACs one set
+    of weights should reach 82.0, 87.5, 90.0 and 91.5 %.
 
-    Command: `rheostat train resnet20_cifar10_best --data DIR`, with `resnet_cifar10/resnet44-014dd654.th` in DIR.
-    Expected: at least those. Time: not run yet; about five hours on 2 cores.
+    Command: `rheostat train resnet20_cifar10_best --data DIR`, with the published weights in DIR: see
+    `resnet20_cifar10_distill`. Expected: not run to its end yet. Time: about five hours on 2 cores (estimate).
     """
-    teacher = resnet44()
+    student, teacher = resnet20(), resnet44()
     if not run.smoke:
         folder = published("resnet20_cifar10_best", run) / "resnet_cifar10"
+        load_published(student, folder / "resnet20-12fca82f.th")
         load_published(teacher, folder / "resnet44-014dd654.th")
     images, train, test = CIFAR10.loaders(run, cycle=20)  # the teacher takes longer than the smallest subnet
-    graph = rh.trace(CIFAR10.fresh(run, SHORTCUT), CIFAR10.example(run))
-    whole = tuple(group.size for group in graph.groups)
-    subnets = [rh.Subnet(f"subnet{k}", widths) for k, widths in enumerate((*BEST, whole), 1)]
+    graph = rh.trace(student, CIFAR10.example(run))
+    subnets = [
+        rh.Subnet(f"subnet{k}", (s1, *(i1,) * 3, i2, s2, i2, i2, i3, s3, i3, i3, 10))
+        for k, ((s1, i1), (s2, i2), (s3, i3)) in enumerate(BEST, 1)
+    ]
     net = rh.Supernet(graph, subnets).to(run.device())
-    seconds = CIFAR10.fit(run, net, train, test, epochs=(200, 100, 100, 100), teacher=teacher)
+    net.freeze_except_(0)  # the others' published weights stay for now
+    smallest = run.part("resnet20_cifar10_best_smallest")
+    seconds = CIFAR10.fit(smallest, net, train, test, epochs=100, teacher=teacher, subnets=(0,))
+    net.freeze_except_(None)
+    seconds += CIFAR10.fit(run, net, train, test, teacher=teacher)
     return finish("resnet20_cifar10_best", run, net, images, seconds)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -67,32 +66,32 @@ class Task:
         net: rh.Supernet,
         train: Loader,
         test: Loader | None,
-        epochs: int | Sequence[int] | None = None,
+        epochs: int | None = None,
         teacher: nn.Module | None = None,
         sandwich: bool = False,
+        subnets: Sequence[int] | None = None,
     ) -> list[float]:
-        """Train all subnets of `net` together, or by stages of so many epochs each; the seconds of each epoch."""
-        settings: dict[str, Any] = {
-            "lr": 0.1,
-            "weight_decay": 1e-4,
-            "warmup": 1,
-            "teacher": teacher,
-            "distill": 0.9,
-            "precision": "float32" if run.smoke else "bfloat16",
-            "compile": not run.smoke,
-            "channels_last": True,
-            "validation": test,
-            "checkpoint": run.checkpoint(),
-            "resume": run.resume,
-            "seed": run.seed,
-        }
-        if isinstance(epochs, Sequence):
-            stages = rh.fit_nested(net, train, epochs=[run.epochs(n) for n in epochs], **settings)
-        else:
-            stages = [
-                rh.fit(net, train, epochs=run.epochs(epochs or self.epochs), sandwich=sandwich, **settings)
-            ]
-        return [epoch.seconds for stage in stages for epoch in stage]
+        """Train all subnets of `net` together, or some of them; the seconds of each epoch."""
+        history = rh.fit(
+            net,
+            train,
+            epochs=run.epochs(epochs or self.epochs),
+            lr=0.1,
+            weight_decay=1e-4,
+            warmup=1,
+            teacher=teacher,
+            distill=0.9,
+            sandwich=sandwich,
+            subnets=subnets,
+            precision="float32" if run.smoke else "bfloat16",
+            compile=not run.smoke,
+            channels_last=True,
+            validation=test,
+            checkpoint=run.checkpoint(),
+            resume=run.resume,
+            seed=run.seed,
+        )
+        return [epoch.seconds for epoch in history]
 
 
 SMALL = (3, 32, 32)
