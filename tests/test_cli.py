@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +351,14 @@ def test_dial_never_imports_torch(trained: Path, tmp_path: Path) -> None:
     for turn in turns:
         fitting = [k for k in range(4) if expected[k] <= turn["budget_ms"]]
         assert turn["subnet"] == (fitting[-1] if fitting else 0)
-    assert {0, 3} <= {turn["subnet"] for turn in turns}
+    budgets = sorted(turn["budget_ms"] for turn in turns)
+    step = max(b - a for a, b in pairwise(budgets))
+    assert budgets[0] < min(expected) and budgets[-1] > max(expected)
+    assert step < 0.03 * (budgets[-1] - budgets[0])
+    used = {turn["subnet"] for turn in turns}
+    if all(b - a > step for a, b in pairwise(expected)):
+        assert used == {0, 1, 2, 3}
+    assert {0, 3} <= used
     # More budget never got a smaller subnet.
     by_budget = sorted(turns, key=lambda turn: turn["budget_ms"])
     assert [turn["subnet"] for turn in by_budget] == sorted(turn["subnet"] for turn in turns)

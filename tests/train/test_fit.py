@@ -738,7 +738,6 @@ import os, random, signal, sys, time
 import torch
 from torch import nn
 from pathlib import Path
-from rheostat.train.criteria import taylor
 from rheostat.train.data import ImageLoader
 from rheostat.train.fit import fit
 from rheostat.train.graph import trace

@@ -132,10 +132,8 @@ def resumed(
         )
     clean(path)
     saved = read(path)
-    theirs, ours = (
-        saved.state["settings"],
-        json.loads(json.dumps(settings, default=_number)),
-    )  # as `read` gives them
+    theirs = saved.state["settings"]
+    ours = json.loads(json.dumps(settings, default=_number))  # lists for tuples, as `read` gives them
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
