@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rheostat as rh
 from rheostat_recipes.data import Images, load
@@ -126,17 +127,22 @@ def loaders(
 def file_loaders(images: Images, run: Run, *, batch_size: int, num_workers: int = 8) -> tuple[Loader, Loader]:
     """Return the same for images in files, which worker processes decode: random windows, mirrored or not, to train on.
 
-    The order depends on the epoch and `run.seed`, so that training can be resumed.
+    The order depends on the epoch and `run.seed`, so that training can be resumed. Several processes share out each
+    batch of the training, and each has the whole test.
     """
+    shares = dist.get_world_size() if dist.is_initialized() else 1
     workers = {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "pin_memory": run.device().type == "cuda",
     }
+    photographs = _Photographs(images, training=True)
+    sampler = DistributedSampler(photographs, seed=run.seed, drop_last=True) if shares > 1 else None
     train = DataLoader(
-        _Photographs(images, training=True),
-        batch_size,
-        shuffle=True,
+        photographs,
+        batch_size // shares,
+        shuffle=sampler is None,
+        sampler=sampler,
         drop_last=True,
         generator=torch.Generator().manual_seed(run.seed),
         **workers,
@@ -165,6 +171,26 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
 
 
 @contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Join the others where `torchrun` started several: they train together, and the first writes."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process writes: the first of several, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Train on one thread: batches of small images wait longer for a second one than it saves."""
     num_threads = torch.get_num_threads()
@@ -188,7 +214,7 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
     artifact = run.out / f"{recipe}.safetensors" if net.nested else None
     run.out.mkdir(parents=True, exist_ok=True)
     net.cpu()
-    if artifact is not None:
+    if artifact is not None and is_first():
         rh.save(net, artifact, provenance=provenance(recipe, run, images))
     sparsity = [_sparsity(net, k) for k in range(len(net))] if net.levels else None
     return put_down(recipe, run, net.infos, images, len(seconds), sum(seconds), artifact, sparsity=sparsity)
@@ -262,7 +288,8 @@ def command(recipe: str, run: Run) -> str:
     """Return the command that repeats a run."""
     flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
     flags += [f" --epochs {run.max_epochs}"] * (run.max_epochs is not None)
-    return f"rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
+    torchrun = f"torchrun --nproc-per-node {dist.get_world_size()} -m " if dist.is_initialized() else ""
+    return f"{torchrun}rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
 
 
 def check_length(path: Path, run: Run) -> dict[str, Any]:
@@ -277,7 +304,9 @@ def check_length(path: Path, run: Run) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file by `value`, whole or not at all."""
+    """Replace a file by `value`, whole or not at all; of several processes the first does."""
+    if not is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

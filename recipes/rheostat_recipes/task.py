@@ -70,6 +70,7 @@ class Task:
         teacher: nn.Module | None = None,
         sandwich: bool = False,
         subnets: Sequence[int] | None = None,
+        loss_weights: Sequence[float] | None = None,
     ) -> list[float]:
         """Train all subnets of `net` together, or some of them; the seconds of each epoch."""
         history = rh.fit(
@@ -83,6 +84,7 @@ class Task:
             distill=0.9,
             sandwich=sandwich,
             subnets=subnets,
+            loss_weights=loss_weights,
             precision="float32" if run.smoke else "bfloat16",
             compile=not run.smoke,
             channels_last=True,

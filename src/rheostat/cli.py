@@ -229,9 +229,9 @@ def train(
     epochs: MaxEpochs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: trains, and writes artifact, result and checkpoint."""
+    """Run a recipe: trains, and writes artifact, result and checkpoint; under torchrun on all its processes."""
     from rheostat_recipes.queue import RECIPES
-    from rheostat_recipes.run import Run, keep_freed_memory, runs_dir
+    from rheostat_recipes.run import Run, is_first, keep_freed_memory, processes, runs_dir
 
     recipes = {function.__name__: function for function in RECIPES}
     if recipe is None:
@@ -247,8 +247,10 @@ def train(
     if run.checkpoint().exists() and not resume:
         raise ValueError(f"{run.checkpoint()}: exists; pass --resume to go on from it, or another --out")
     keep_freed_memory()
-    with _stdout_for_json_only(as_json):
+    with _stdout_for_json_only(as_json), processes():
         result = recipes[recipe](run)
+        if not is_first():
+            return
     keys = ("name", "parameters", "macs", "size_bytes", "accuracy")
     subnets = json.loads(result.record.read_text("utf-8"))["subnets"]
     infos = [SubnetInfo(*(subnet[key] for key in keys)) for subnet in subnets]

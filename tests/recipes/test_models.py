@@ -28,6 +28,7 @@ from rheostat_recipes.models.resnet import (
     resnet44,
     resnet50,
     resnet56,
+    with_shortcuts,
 )
 from rheostat_recipes.models.squeezenext import squeezenext23
 
@@ -251,6 +252,17 @@ def test_published_weights_keep_their_function(counters: bool, tmp_path: Path) -
     x = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), published(state, x), rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_on_the_shortcuts_start_as_shortcuts_in_training_too() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(64, 3, 32, 32)
+    stock = lived_in(resnet20(), x)
+    rh.recalibrate(stock, [(x, torch.zeros(64))])
+    model = with_shortcuts(stock, x)
+    with torch.no_grad():
+        for train in (False, True):
+            torch.testing.assert_close(model.train(train)(x), stock.train(train)(x), rtol=1e-3, atol=1e-3)
 
 
 def test_another_depth(tmp_path: Path) -> None:

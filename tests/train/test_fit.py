@@ -160,6 +160,14 @@ def test_the_fused_gradient_is_the_sum_of_the_subnets_own() -> None:
     assert_equal(gradients(net, [(x, y)]), want)
 
 
+def test_loss_weights_weigh_each_subnets_gradient() -> None:
+    net = supernet().double()
+    x, y = batch()
+    x, weights = x.double(), (2.0, 1.0, 0.25)
+    want = sliced_gradients(net, x, lambda k, logits: weights[k] * cross_entropy(logits[k], y), ks=(0, 1, 2))
+    assert_equal(gradients(net, [(x, y)], subnets=(0, 1, 2), loss_weights=weights), want)
+
+
 def test_every_width_learns_labels_and_teacher() -> None:
     net, teacher = supernet().double(), Small(16, 16).double()
     x, y = batch()
@@ -645,6 +653,7 @@ def test_the_first_weights_are_in_the_checkpoint_too(tmp_path: Path) -> None:
         ({"teacher": Small()}, "teacher=None"),
         ({"inplace": True}, "inplace=False; got inplace=True"),
         ({"label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss_weights": (2, 1, 1, 1)}, r"loss_weights=\[1\.0, 1\.0, 1\.0, 1\.0\]; got loss_weights=\[2\.0"),
         ({"optimizer": lambda groups: torch.optim.AdamW(groups, 0.1)}, "optimizer=SGD; got optimizer=AdamW"),
         ({"loader": [batch()] * 3}, "steps=2; got steps=3"),
         ({"net": (0.5, 1.0)}, "subnets="),
@@ -880,6 +889,11 @@ def test_weights_spoilt_by_the_last_step_never_reach_the_checkpoint(tmp_path: Pa
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
+        (
+            {"loss_weights": (1.0, 2.0)},
+            r"loss_weights=\[1\.0, 2\.0\]; want a number above 0 for each of 1\.0",
+        ),
+        ({"loss_weights": (0.0,)}, r"loss_weights=\[0\.0\]"),
         ({"precision": "float16"}, "precision='float16'"),
         ({"inplace": True, "teacher": Small()}, "one source of soft labels"),
     ],

@@ -133,6 +133,35 @@ def load_torchvision(model: ResNet, path: str | Path) -> None:
     model.load_state_dict(_fitting(model, state, path))
 
 
+@torch.no_grad()
+def with_shortcuts(model: CifarResNet, x: Tensor) -> CifarResNet:
+    """Return a ResNet-20 as `model` with a convolution and a norm on every shortcut that leave what passes as it is.
+
+    In training mode a norm takes its own mean and deviation away; it gives them back by its bias and scale, measured
+    for images `x` [N, 3, H, W] like those of the training.
+
+    >>> x = torch.randn(8, 3, 32, 32)
+    >>> stock = resnet20().eval()
+    >>> torch.allclose(with_shortcuts(stock, x).eval()(x), stock(x), atol=1e-3)
+    True
+    """
+    own = resnet20(model.linear.out_features, "conv1x1_all")
+    own.load_state_dict(own.state_dict() | model.state_dict())
+    own.eval()
+    x = F.relu(own.bn1(own.conv1(x)))
+    for block in (*own.layer1, *own.layer2, *own.layer3):
+        assert isinstance(block, CifarBlock) and block.shortcut is not None
+        conv, norm = block.shortcut
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        nn.init.dirac_(conv.weight)
+        var, mean = torch.var_mean(conv(x), (0, 2, 3), correction=0)
+        norm.running_var, norm.running_mean = var, mean
+        norm.weight.copy_((var + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        x = block(x)
+    return own.train()
+
+
 def _torch_file(path: str | Path, kind: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 import os
 import time
 import warnings
@@ -80,6 +81,7 @@ def fit(
     inplace: bool = False,
     sandwich: bool = False,
     subnets: Sequence[int | str] | None = None,
+    loss_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     clip_norm: float | None = None,
     precision: str = "float32",
@@ -110,6 +112,7 @@ def fit(
     inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
     sandwich: train the largest, the smallest and two random subnets each step, not all.
     subnets: train these alone, by index or name; None for all.
+    loss_weights: of each trained subnet's loss in the sum, smallest subnet first; None for 1 each, as in equation 5.
     clip_norm: the largest norm that the summed gradient may have.
     precision: "float32", or "bfloat16" for mixed precision, in which weights and losses stay float32.
     compile: run subnets and teacher through `torch.compile`; the first step then takes a minute or more. On a CPU it
@@ -148,6 +151,11 @@ def fit(
     if not trained:
         raise ValueError("fit: got subnets=[]; want at least one, or None for all")
     names, largest = [net.names[k] for k in trained], len(trained) - 1
+    weights = [1.0] * len(trained) if loss_weights is None else [float(w) for w in loss_weights]
+    if len(weights) != len(trained) or not all(0 < w < math.inf for w in weights):
+        raise ValueError(
+            f"fit: got loss_weights={weights}; want a number above 0 for each of {', '.join(names)}."
+        )
     device = next(net.parameters()).device
     autocast = autocast_of("fit", device, precision)
 
@@ -164,6 +172,7 @@ def fit(
     settings = {
         "subnets": {subnet.name: list(subnet.units or subnet.widths) for subnet in net.subnets},
         "trained": names,
+        "loss_weights": weights,
         "levels": _digest(net.levels),
         "loader": repr(loader) if isinstance(loader, ImageLoader) else type(loader).__name__,
         "steps": steps,
@@ -226,7 +235,7 @@ def fit(
                 loss = F.cross_entropy(logits, soft)
             else:
                 loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
-            loss.backward()
+            (weights[k] * loss).backward()
             logits = logits.detach()
             if inplace and k == largest:
                 soft = logits.softmax(1)
