@@ -165,12 +165,12 @@ def resnet20_cifar10_best(run: Run) -> Result:
     """Four subnets as good as they get, from published weights, taught by ResNet-44: the smallest alone, then together.
 
     Not a row of the paper, which trains non-uniform subnets on labels. At 2.3, 9.8, 20.7 and 42.6 million MACs one set
-    of weights should reach 82.0, 87.5, 90.0 and 91.5 %. The smallest learns slowest: it has 160 epochs to itself, and
-    twice the others' weight in the 40 of all.
+    of weights should reach 82.0, 87.5, 90.0 and 91.5 %. The smallest learns slowest: it has 60 epochs to itself, and
+    three times the others' weight in the 38 of all.
 
     Command: `torchrun --nproc-per-node 2 -m rheostat train resnet20_cifar10_best --data DIR`, with the published
-    weights in DIR: see `resnet20_cifar10_distill`. Expected: not run to its end yet. Time: two hours on 2 cores
-    (estimate).
+    weights in DIR: see `resnet20_cifar10_distill`. Expected: not run to its end yet. Time: an hour and a half
+    on 2 cores (estimate).
     """
     torch.manual_seed(run.seed)
     student, teacher = resnet20(), resnet44()
@@ -188,9 +188,9 @@ def resnet20_cifar10_best(run: Run) -> Result:
     net = rh.Supernet(graph, subnets).to(run.device())
     net.freeze_except_(0)  # the others' published weights stay for now
     smallest = run.part("resnet20_cifar10_best_smallest")
-    seconds = CIFAR10.fit(smallest, net, train, test, epochs=160, teacher=teacher, subnets=(0,))
+    seconds = CIFAR10.fit(smallest, net, train, test, epochs=60, teacher=teacher, subnets=(0,))
     net.freeze_except_(None)
-    seconds += CIFAR10.fit(run, net, train, test, epochs=40, teacher=teacher, loss_weights=(2, 1, 1, 1))
+    seconds += CIFAR10.fit(run, net, train, test, epochs=38, teacher=teacher, loss_weights=(3, 1, 1, 1))
     return finish("resnet20_cifar10_best", run, net, images, seconds)
 
 

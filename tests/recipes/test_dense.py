@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,38 @@ def test_files_as_training_wants_them(photographs: Path) -> None:
     whole = torch.cat([x for x, _ in test])
     np.testing.assert_allclose(whole.numpy(), images.normalized(images.test_images[:]), rtol=1e-6)
     assert torch.cat([y for _, y in test]).tolist() == [0] * 4 + [1] * 4
+
+
+SHARES = """
+import sys
+import torch.distributed as dist
+from pathlib import Path
+from rheostat_recipes.data import load
+from rheostat_recipes.run import Run, file_loaders, processes
+
+folder = Path(sys.argv[1])
+with processes():
+    images = load("imagenet", folder)
+    train, test = file_loaders(images, Run(folder / "out", folder), batch_size=4, num_workers=0)
+    orders = []
+    for epoch in (0, 1):
+        train.sampler.set_epoch(epoch)
+        shares = [None, None]
+        dist.all_gather_object(shares, list(train.sampler))
+        assert sorted(shares[0] + shares[1]) == list(range(8)), shares
+        orders.append(shares[0])
+    assert orders[0] != orders[1]
+    assert [len(y) for _, y in train] == [2, 2]
+    assert sum(len(y) for _, y in test) == 8
+"""
+
+
+def test_two_processes_share_out_the_files(photographs: Path) -> None:
+    script = photographs / "script.py"
+    script.write_text(SHARES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, script, photographs], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 class Interruptible:

@@ -101,6 +101,24 @@ def test_smoke(recipe: Callable[[Run], Result], tmp_path: Path) -> None:
             assert right == pytest.approx(info.accuracy, abs=1 / len(x) + 1e-9)
 
 
+def test_torchrun_trains_a_recipe_on_two_processes(tmp_path: Path) -> None:
+    """One of them writes and prints, and its accuracies are those of the engine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train = ["-m", "rheostat", "train", "lenet5_mnist", "--smoke", "--json"]
+    done = subprocess.run([*torchrun, *train], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "rheostat-runs" / "smoke" / "lenet5_mnist-0"
+    record = json.loads((folder / "lenet5_mnist-seed0.json").read_text(encoding="utf-8"))
+    assert record["command"] == "torchrun --nproc-per-node 2 -m rheostat train lenet5_mnist --smoke --seed 0"
+    accuracies = [subnet["accuracy"] for subnet in record["subnets"]]
+    assert [subnet["accuracy"] for subnet in json.loads(done.stdout)] == accuracies
+    program = read_program(folder / "lenet5_mnist.safetensors")
+    images = load("digits", shape=program.input.shape)
+    with rh.Engine(folder / "lenet5_mnist.safetensors", threads=1) as engine:
+        found = rh.accuracy(engine, images.test_batches())
+    assert found == pytest.approx(accuracies, abs=1 / len(images.test_labels) + 1e-9)
+
+
 def test_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     first = digits(Run(tmp_path, smoke=True))
     tensors = first.artifact.read_bytes()

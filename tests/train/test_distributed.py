@@ -110,6 +110,7 @@ import rheostat as rh
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+torch.manual_seed(0)  # the levels are found from the weights, and want to be the same everywhere
 model = nn.Sequential(nn.Conv2d(1, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(2304, 10))
 graph = rh.trace(model, torch.zeros(2, 1, 8, 8))
 net = rh.Supernet(graph, levels=rh.levels(graph, (0.5, 0.25)))

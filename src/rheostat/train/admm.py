@@ -311,10 +311,8 @@ def _opened(
 def _write(
     path: str | os.PathLike[str], state: nn.Module, settings: dict[str, Any], history: Sequence[Update]
 ) -> None:
-    if distributed.rank() == 0:
-        records = [asdict(record) for record in history]
-        checkpoints.write(path, state, _stateless(state), {"settings": settings, "history": records})
-    distributed.wait()
+    records = [asdict(record) for record in history]
+    checkpoints.write(path, state, _stateless(state), {"settings": settings, "history": records})
 
 
 def _stateless(state: nn.Module) -> torch.optim.Optimizer:

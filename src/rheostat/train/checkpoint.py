@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rheostat.spec import ArtifactError
+from rheostat.train.distributed import rank, wait
 
 FORMAT = "rheostat-checkpoint 1"
 
@@ -37,10 +38,16 @@ def write(
 ) -> None:
     """Replace the checkpoint at `path`: whenever the power goes, there is a whole file there, the old or the new one.
 
-    `state` is anything that JSON can hold, and numbers of numpy and torch. Raises OSError, with the old file in place,
-    when the new one cannot be written; ValueError for an optimizer whose state is more than tensors and numbers.
+    Of several processes the first writes, and the others wait until it has. `state` is anything that JSON can hold, and
+    numbers of numpy and torch. Raises OSError, with the old file in place, when the new one cannot be written;
+    ValueError for an optimizer whose state is more than tensors and numbers.
     """
-    path = Path(path)
+    if rank() == 0:
+        _write(Path(path), net, optimizer, state)
+    wait()
+
+
+def _write(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     numbers: dict[str, float] = {}
     for parameter, slots in _optimizer_slots(net, optimizer).items():

@@ -192,13 +192,15 @@ def fit(
     settings |= {name: [group.get(name) for group in optim.param_groups] for name in options}
     distributed.check_same("fit", settings, device)
     if checkpoint is not None:
-        if distributed.rank() == 0:
-            history = _open_checkpoint(checkpoint, resume, net, optim, settings)
-        distributed.wait()
-        if distributed.rank() > 0:
-            history = _open_checkpoint(checkpoint, True, net, optim, settings)
+        saved = checkpoints.resumed("fit", checkpoint, resume, settings)
+        if saved is not None:
+            history = [Epoch(**record) for record in saved.state["history"]]
         # Where they do not see one file, only the first one's is up to date.
         distributed.check_same(f"fit: {checkpoint}", {"epochs already trained": len(history)}, device)
+        if saved is not None:
+            checkpoints.restore_(net, optim, saved)
+        else:  # also finds out now, and not after an epoch, that nothing can be written there
+            checkpoints.write(checkpoint, net, optim, {"settings": settings, "history": []})
     distributed.broadcast_(net)
     net.refresh_()
 
@@ -308,9 +310,7 @@ def fit(
             history.append(Epoch(epoch + 1, seconds, optim.param_groups[0]["lr"], loss, accuracy, scores))
             if checkpoint is not None:
                 state = {"settings": settings, "history": [dataclasses.asdict(record) for record in history]}
-                if distributed.rank() == 0:
-                    checkpoints.write(checkpoint, net, optim, state)
-                distributed.wait()
+                checkpoints.write(checkpoint, net, optim, state)
             note(_summary(history[-1], epochs))
     for name, accuracy in history[-1].validation.items():
         net.record(name, accuracy=accuracy)
@@ -481,24 +481,6 @@ def _accuracies(
     if counts[-1] == 0:
         raise ValueError("evaluate: got an empty loader; want at least one batch.")
     return (counts[:-1].double() / counts[-1]).tolist()
-
-
-def _open_checkpoint(
-    path: str | os.PathLike[str],
-    resume: bool,
-    net: Supernet,
-    optim: torch.optim.Optimizer,
-    settings: dict[str, Any],
-) -> list[Epoch]:
-    """The epochs already trained, and net and optimizer as they were then; or a first checkpoint of epoch 0."""
-    saved = checkpoints.resumed("fit", path, resume, settings)
-    if saved is None:
-        # Also finds out now, and not after an epoch, that nothing can be written there.
-        checkpoints.write(path, net, optim, {"settings": settings, "history": []})
-        return []
-    checkpoints.restore_(net, optim, saved)
-    net.refresh_()
-    return [Epoch(**record) for record in saved.state["history"]]
 
 
 def _check_batch(net: Supernet, x: Any, y: Tensor) -> int:

@@ -559,9 +559,7 @@ class _Run:
                         "alive": np.flatnonzero(pruner.keep()).tolist(),
                         "taken": [(np.flatnonzero(keep).tolist(), asdict(s)) for keep, s in taken],
                     }
-                    if distributed.rank() == 0:
-                        checkpoints.write(checkpoint, model, optim, state)
-                    distributed.wait()
+                    checkpoints.write(checkpoint, model, optim, state)
                 cost = graph.cost(graph.legal(pruner.counts))
                 norms = pruner.norms().detach()
                 eq2 = strength * float(penalty(norms[pruner.free], pruner.tau(norms)[pruner.free]))
