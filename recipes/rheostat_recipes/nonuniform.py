@@ -168,9 +168,9 @@ def resnet20_cifar10_best(run: Run) -> Result:
     of weights should reach 82.0, 87.5, 90.0 and 91.5 %. The smallest learns slowest: it has 60 epochs to itself, and
     three times the others' weight in the 38 of all.
 
-    Command: `torchrun --nproc-per-node 2 -m rheostat train resnet20_cifar10_best --data DIR`, with the published
-    weights in DIR: see `resnet20_cifar10_distill`. Expected: not run to its end yet. Time: an hour and a half
-    on 2 cores (estimate).
+    Command: `rheostat train resnet20_cifar10_best --data DIR`, with the published weights in DIR: see
+    `resnet20_cifar10_distill`; on two cores by `torchrun --nproc-per-node 2 -m`. Expected: 81.6, 86.9,
+    90.0 and 91.6 %. Time: 96 minutes on 2 cores.
     """
     torch.manual_seed(run.seed)
     student, teacher = resnet20(), resnet44()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,8 @@ def test_kept_results_say_how_to_repeat_them() -> None:
         if path.name.startswith("subnets-"):  # what was sampled for a result, and how long it took
             assert {"task", "family", "seed", "seconds", "hardware", "subnets"} <= kept.keys()
             continue
-        assert kept["command"].startswith(f"rheostat train {kept['recipe']} ")
+        torchrun = r"(torchrun --nproc-per-node \d+ -m )?"
+        assert re.match(rf"{torchrun}rheostat train {kept['recipe']} ", kept["command"])
         assert not kept["smoke"]
         # Subnets that do not nest have no artifact, and those of subnets trained alone are not kept.
         assert kept["artifact"] is None or (path.parent / kept["artifact"]).exists()
