@@ -130,7 +130,7 @@ def file_loaders(images: Images, run: Run, *, batch_size: int, num_workers: int 
     The order depends on the epoch and `run.seed`, so that training can be resumed. Several processes share out each
     batch of the training, and each has the whole test.
     """
-    shares = dist.get_world_size() if dist.is_initialized() else 1
+    shares = num_processes()
     workers = {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
@@ -173,7 +173,7 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
     """Join the others where `torchrun` started several: they train together, and the first writes."""
-    if not dist.is_torchelastic_launched():
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield
         return
     if torch.cuda.is_available():
@@ -185,9 +185,14 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def num_processes() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_first() -> bool:
     """Whether this process writes: the first of several, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return num_processes() == 1 or dist.get_rank() == 0
 
 
 @contextlib.contextmanager
@@ -288,7 +293,7 @@ def command(recipe: str, run: Run) -> str:
     """Return the command that repeats a run."""
     flags = [" --data DIR"] * (run.data_dir is not None) + [" --smoke"] * run.smoke
     flags += [f" --epochs {run.max_epochs}"] * (run.max_epochs is not None)
-    torchrun = f"torchrun --nproc-per-node {dist.get_world_size()} -m " if dist.is_initialized() else ""
+    torchrun = f"torchrun --nproc-per-node {num_processes()} -m " if num_processes() > 1 else ""
     return f"{torchrun}rheostat train {recipe}{''.join(flags)} --seed {run.seed}"
 
 
