@@ -25,3 +25,29 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RHEOSTAT_DATA does not name a folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One linear layer."""
+    import torch
+
+    import rheostat as rh
+
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    graph = rh.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    rh.save(rh.Supernet(graph, rh.uniform(graph, (1.0,))), path)
+    return path
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512", "avx512vnni"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_artifact: Path) -> str:
+    """An instruction set, in use until the test ends; the test is skipped where the processor lacks it."""
+    from rheostat import Engine
+
+    monkeypatch.setenv("RHEOSTAT_ISA", request.param)
+    try:
+        Engine(small_artifact, 1).close()
+    except ValueError as error:
+        pytest.skip(str(error))
+    return request.param

@@ -414,19 +414,28 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-@pytest.mark.parametrize("make", PROGRAMS, ids=lambda f: f.__name__)
-def test_every_op_agrees_with_pytorch(
-    make: Callable[[], Net], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_instruction_set_that_the_processor_lacks_is_refused(
+    small_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with Engine(small_artifact, 1) as engine:
+        best = engine.isa
+    for wanted, got in (("generic", "generic"), ("", best)):
+        monkeypatch.setenv("RHEOSTAT_ISA", wanted)
+        with Engine(small_artifact, 1) as engine:
+            assert engine.isa == got
+    monkeypatch.setenv("RHEOSTAT_ISA", "avx52")
+    with pytest.raises(ValueError, match=f"got RHEOSTAT_ISA='avx52'; want 'generic'.*best is '{best}'"):
+        Engine(small_artifact, 1)
+
+
+@pytest.mark.parametrize("make", PROGRAMS, ids=lambda f: f.__name__)
+def test_every_op_agrees_with_pytorch(make: Callable[[], Net], isa: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = make()
     program = net.save(tmp_path / "net.safetensors")
-    monkeypatch.setenv("RHEOSTAT_ISA", isa)
     for threads in (1, 2):
         with Engine(tmp_path / "net.safetensors", threads) as engine:
-            if engine.isa != isa:
-                pytest.skip(f"this processor has no {isa}")
+            assert engine.isa == isa
             for k in (2, 0, 1):
                 engine.select(k)
                 for batch in (1, 3, 5):
@@ -437,23 +446,18 @@ def test_every_op_agrees_with_pytorch(
                         assert error(a, b) < 5e-6, (k, batch, threads)  # 3.2e-6 was the worst of 1,443 seeds
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 @pytest.mark.parametrize(
     "make", [make for make in PROGRAMS if make is not activations], ids=lambda f: f.__name__
 )
-def test_every_level_agrees_with_pytorch(
-    make: Callable[[], Net], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_level_agrees_with_pytorch(make: Callable[[], Net], isa: str, tmp_path: Path) -> None:
     """Widths and levels together, through dense, grouped and depthwise convolutions and linears."""
-    monkeypatch.setenv("RHEOSTAT_ISA", isa)
     for share in (1.0, 0.5):
         net = make().level(share)
         program = net.save(tmp_path / "net.safetensors")
         whole = sum(net.tensors[n].nbytes for n in net.tensors if n.endswith("@levels"))
         for threads in (1, 2):
             with Engine(tmp_path / "net.safetensors", threads) as engine:
-                if engine.isa != isa:
-                    pytest.skip(f"this processor has no {isa}")
+                assert engine.isa == isa
                 assert engine.weight_bytes >= 5 * whole
                 for k in (2, 0, 1, 2):
                     engine.select(k)

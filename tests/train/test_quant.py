@@ -101,16 +101,15 @@ def test_torch_numpy_and_the_engine_agree_on_every_bit(case: Case, bits: Quant, 
     assert worst < (0.06 if 8 in (bits.bits_weights, bits.bits_activations) else 5e-4)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
-def test_every_instruction_set_agrees(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RHEOSTAT_ISA", isa)
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set_agrees(tmp_path: Path) -> None:
     for name in ("mobilenet", "densenet"):
         case = named(name)
         quantized = quantize(supernet(case), [case.inputs(1)])
         assert_bits(quantized, tmp_path / "a.safetensors", case.inputs(2))
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
@@ -120,11 +119,8 @@ def test_every_instruction_set_agrees(isa: str, tmp_path: Path, monkeypatch: pyt
     ],
     ids=["linear", "conv", "depthwise"],
 )
-def test_sums_of_16_bits_are_exact_at_the_ends(
-    isa: str, build: Any, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums_of_16_bits_are_exact_at_the_ends(build: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
     """Inputs as large as they get, low bytes of the weights, too; the sums stay where outputs do not saturate."""
-    monkeypatch.setenv("RHEOSTAT_ISA", isa)
     graph = rh.trace(nn.Sequential(build()).eval(), torch.randn(2, *shape))
     path, x = tmp_path / "a.safetensors", np.full((2, *shape), 1e9, np.float32)
     quantize(rh.Supernet(graph, rh.uniform(graph, (1.0,))), [torch.randn(16, *shape)], 16).save(path)

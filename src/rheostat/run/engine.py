@@ -52,8 +52,8 @@ class Engine:
     thread its own.
 
     Raises ArtifactError when the file cannot be trusted or holds an op that the engine has no kernel for,
-    ValueError for an unknown subnet or an input of another shape or type, MemoryError and OSError where there is not
-    enough memory or no more threads.
+    ValueError for an unknown subnet, an input of another shape or type, or an instruction set in RHEOSTAT_ISA that the
+    processor lacks, MemoryError and OSError where there is not enough memory or no more threads.
 
     >>> rh.save(net, "dial.safetensors")
     >>> with Engine("dial.safetensors", threads=1) as engine:
@@ -121,7 +121,7 @@ class Engine:
     @property
     def isa(self) -> str:
         """The instruction set of the kernels in use: "generic", "avx2", "avx512" or "avx512vnni"."""
-        return self._model.library.rh_model_isa(self._model.handle).decode()
+        return self._model.isa
 
     def select(self, subnet: str | int) -> None:
         """Make `subnet`, a name or an index (-1 = the largest), the one that the next call runs.
@@ -371,6 +371,12 @@ class _Model:
         where = f"{path}: op {failed.value} ({program.ops[failed.value].op})" if failed.value >= 0 else path
         _check_status(self.library, status, where)
         self.handle = handle.value
+        self.isa = self.library.rh_model_isa(self.handle).decode()
+        if (wanted := os.environ.get("RHEOSTAT_ISA") or self.isa) != self.isa:
+            raise ValueError(
+                f"Engine: got RHEOSTAT_ISA={wanted!r}; want 'generic' or another instruction set of this processor, "
+                f"whose best is {self.isa!r}. Unset it."
+            )
 
     def __del__(self) -> None:
         if getattr(self, "handle", None) is not None:
