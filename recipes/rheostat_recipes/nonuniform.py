@@ -227,7 +227,8 @@ def resnet18_imagenette_multi_path(run: Run) -> Result:
     """ResNet-18 on Imagenette at 112 pixels: a stand-in for Table 4, Ours-M, Dynamic, and for Figure 5.
 
     Command: `rheostat train resnet18_imagenette_multi_path --data DIR`. Expected: unknown, it is another task than the
-    paper's. Time: not run; a training of 60 epochs takes about seven hours of a core.
+    paper's; with `--epochs 5`, too few to sample well: 60.6, 61.4, 64.4 and 73.5 %. Time: then 11 minutes of
+    background, 14 of sampling and 24 of the subnets on one core.
     """
     return _dynamic("resnet18_imagenette_multi_path", run, IMAGENETTE, IMAGENETTE_FAMILY)
 
@@ -235,7 +236,8 @@ def resnet18_imagenette_multi_path(run: Run) -> Result:
 def resnet18_imagenette_multi_path_individual(run: Run) -> Result:
     """The subnets of Ours-M of ResNet-18 on Imagenette, each alone: a stand-in for Table 4, Ours-M, Individual.
 
-    Command: `rheostat train resnet18_imagenette_multi_path_individual --data DIR`. Expected: unknown. Time: not run.
+    Command: `rheostat train resnet18_imagenette_multi_path_individual --data DIR`. Expected: unknown; with
+    `--epochs 5`: 61.5, 65.1, 68.4 and 74.1 %. Time: then 13 minutes on one core, besides background and sampling.
     """
     return _individual("resnet18_imagenette_multi_path_individual", run, IMAGENETTE, IMAGENETTE_FAMILY)
 

@@ -222,8 +222,8 @@ def resnet18_imagenet_snn_individual(run: Run) -> Result:
 def resnet18_imagenette_snn(run: Run) -> Result:
     """ResNet-18 on Imagenette at 112 pixels from labels alone: a stand-in for Table 4, S-NN, Dynamic.
 
-    Command: `rheostat train resnet18_imagenette_snn --data DIR`. Expected: unknown, another task than the paper's.
-    Time: not run; by its first epochs, 60 take about seven hours of a core.
+    Command: `rheostat train resnet18_imagenette_snn --data DIR`. Expected: unknown, another task than the paper's; with
+    `--epochs 5`: 65.1, 67.0, 67.8 and 68.4 %. Time: then 29 minutes on one core.
     """
     return together("resnet18_imagenette_snn", run, IMAGENETTE)
 
@@ -231,7 +231,8 @@ def resnet18_imagenette_snn(run: Run) -> Result:
 def resnet18_imagenette_snn_individual(run: Run) -> Result:
     """The uniform subnets of ResNet-18 on Imagenette, each trained alone: a stand-in for Table 4, S-NN, Individual.
 
-    Command: `rheostat train resnet18_imagenette_snn_individual --data DIR`. Expected: unknown. Time: not run.
+    Command: `rheostat train resnet18_imagenette_snn_individual --data DIR`. Expected: unknown; with `--epochs 5`: 68.4,
+    73.2, 72.9 and 73.7 %. Time: then 25 minutes on one core.
     """
     return alone("resnet18_imagenette_snn_individual", run, IMAGENETTE)
 
