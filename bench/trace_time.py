@@ -5,6 +5,7 @@ Bars: ResNet-50 traces in under 5 s, a 12-layer BERT in under 10 s. Prints one l
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ def bert() -> nn.Module:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     ids = {

@@ -193,7 +193,7 @@ for validation in (shares, DataLoader(data, 50)):
 def refused(message, call):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         assert re.search(message, str(error)), error
     else:
         raise AssertionError(message)
@@ -210,10 +210,19 @@ if processes == 2:
     scores = {"weight": torch.rand(8, 8, generator=generator)}
     pruned = rh.Supernet(other, levels=rh.levels(other, (0.5, 0.25), scores=scores))
     refused("got levels=", train(pruned, [(torch.randn(4, 8), torch.arange(4))]))
+    whole = rh.trace(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), torch.zeros(2, 64))
+    frozen = rh.Supernet(whole, rh.uniform(whole, (0.5, 1.0)))  # of each process's own weights
+    frozen.freeze_except_(0)
+    rh.fit(frozen, [(x.flatten(1), y)], epochs=1, subnets=[0], progress=False)
+    everybody = [None] * processes
+    dist.all_gather_object(everybody, [parameter.tolist() for parameter in frozen.parameters()])
+    assert everybody[0] == everybody[1]
     own = folder / str(rank)
     own.mkdir()
     rh.fit(net, loader, epochs=1, progress=False, checkpoint=own / "c")
     refused("got epochs already trained=[01] in process", train(net, loader, checkpoint=own / "c", resume=True))
+    why = "could not write it" if rank else "No such file"
+    refused(why, train(net, loader, checkpoint=folder / "nowhere" / "c"))
     def prune(lasso, **settings):
         return lambda: rh.single_path(graph, loader, lasso, macs=(10_000, 7_000), progress=False, **settings)
 

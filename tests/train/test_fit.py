@@ -701,6 +701,29 @@ def test_an_existing_checkpoint_is_not_overwritten_without_resume(tmp_path: Path
         fit(supernet(), [batch()], **settings)
 
 
+def test_what_is_frozen_has_the_values_of_the_checkpoint(tmp_path: Path) -> None:
+    def run(net: Supernet, loader: Any) -> None:
+        net.freeze_except_(0)
+        fit(net, loader, epochs=2, subnets=[0], checkpoint=tmp_path / "c", resume=True, progress=False)
+
+    first, other = supernet(), supernet()
+    before = {name: parameter.detach().clone() for name, parameter in first.shared.named_parameters()}
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(StoppedError):
+        run(first, Stopping([batch()] * 4, 1))
+    run(other, Stopping([batch()] * 4, 99))
+    smallest = dict(other[0].named_parameters())
+    for name, parameter in other.shared.named_parameters():
+        moved = parameter != before[name]
+        if name not in other.graph.private:
+            inside = tuple(slice(size) for size in smallest[name].shape)
+            assert moved[inside].any(), name
+            moved[inside] = False
+        assert not moved.any(), name
+
+
 def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".c.tmp").write_bytes(b"half")
     settings: dict[str, Any] = {"epochs": 1, "checkpoint": tmp_path / "c", "progress": False}

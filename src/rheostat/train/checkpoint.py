@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rheostat.spec import ArtifactError
-from rheostat.train.distributed import rank, wait
+from rheostat.train.distributed import all_well, rank
 
 FORMAT = "rheostat-checkpoint 1"
 
@@ -42,9 +42,17 @@ def write(
     numbers of numpy and torch. Raises OSError, with the old file in place, when the new one cannot be written;
     ValueError for an optimizer whose state is more than tensors and numbers.
     """
+    failure: OSError | ValueError | None = None
     if rank() == 0:
-        _write(Path(path), net, optimizer, state)
-    wait()
+        try:
+            _write(Path(path), net, optimizer, state)
+        except (OSError, ValueError) as error:
+            failure = error
+    well = all_well(failure is not None, next(net.parameters()).device)
+    if failure is not None:
+        raise failure
+    if not well:
+        raise OSError(f"checkpoint {path}: the first process could not write it; its own error says why")
 
 
 def _write(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

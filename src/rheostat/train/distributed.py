@@ -77,7 +77,10 @@ def check_alone(where: str) -> None:
         )
 
 
-def wait() -> None:
-    """Go on when every process is here."""
-    if num_processes() > 1:
-        dist.barrier()
+def all_well(failed: bool, device: torch.device) -> bool:
+    """Go on when every process is here; False in all where one of them `failed`."""
+    if num_processes() == 1:
+        return not failed
+    failures = torch.tensor(int(failed), device=device)
+    dist.all_reduce(failures)
+    return not failures.item()

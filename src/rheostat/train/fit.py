@@ -202,6 +202,7 @@ def fit(
         else:  # also finds out now, and not after an epoch, that nothing can be written there
             checkpoints.write(checkpoint, net, optim, {"settings": settings, "history": []})
     distributed.broadcast_(net)
+    net.refreeze_()  # at the values of the first process
     net.refresh_()
 
     run = torch.compile(dynamic=False) if compile else _as_it_is

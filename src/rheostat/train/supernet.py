@@ -284,6 +284,13 @@ class Supernet(nn.Module):
             self._frozen.append((parameter, frozen, parameter.detach().clone()))
 
     @torch.no_grad()
+    def refreeze_(self) -> None:
+        """Hold what is frozen at the values that it has now, when others have been loaded or received."""
+        self._frozen = [
+            (parameter, frozen, parameter.detach().clone()) for parameter, frozen, _ in self._frozen
+        ]
+
+    @torch.no_grad()
     def relevel_(self, levels: Levels) -> None:
         """Change the levels of the pruned parameters, in the order of `net.shared`; a weight once zero starts at zero.
 
@@ -368,6 +375,7 @@ class Supernet(nn.Module):
         with torch.no_grad():
             for name in own.keys() & state_dict.keys():
                 own[name].copy_(state_dict[name])
+        self.refreeze_()
         self.refresh_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Supernet:
