@@ -147,8 +147,9 @@ def resnet20_cifar10_single_path_individual(run: Run) -> Result:
 def resnet20_cifar10_group_lasso(run: Run) -> Result:
     """ResNet-20 on CIFAR-10, sampled by plain group Lasso, without clipping (Table 3, Group Lasso, Dynamic).
 
-    Command: `rheostat train resnet20_cifar10_group_lasso --data DIR`. Expected: unknown, the paper repeats another row.
-    Time: not run yet; as `resnet20_cifar10_multi_path`.
+    Command: `rheostat train resnet20_cifar10_group_lasso --data DIR`. Expected: unknown, the paper repeats another row;
+    with `--epochs 20`: 77.1, 81.9, 86.2 and 87.7 %. Time: then 13 minutes of background on 2 cores, 22 of sampling and
+    65 of the subnets on one.
     """
     return _dynamic("resnet20_cifar10_group_lasso", run, CIFAR10, GROUP_LASSO)
 
@@ -156,8 +157,9 @@ def resnet20_cifar10_group_lasso(run: Run) -> Result:
 def resnet20_cifar10_group_lasso_individual(run: Run) -> Result:
     """The subnets of plain group Lasso, each trained alone from scratch (Table 3, Group Lasso, Individual).
 
-    Command: `rheostat train resnet20_cifar10_group_lasso_individual --data DIR`. Expected: 76.5, 85.5, 89.1, 91.4 %.
-    Time: not run yet; three times 60 epochs besides the sampling.
+    Command: `rheostat train resnet20_cifar10_group_lasso_individual --data DIR`. Expected: 76.5, 85.5, 89.1, 91.4 %
+    (paper); with `--epochs 20`: 78.2, 82.9, 86.2, 88.3 %. Time: then 14 to 23 minutes for each on one core, besides the
+    sampling.
     """
     return _individual("resnet20_cifar10_group_lasso_individual", run, CIFAR10, GROUP_LASSO)
 
