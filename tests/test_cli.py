@@ -20,6 +20,7 @@ import rheostat as rh
 from cases import CASES
 from rheostat import artifact
 from rheostat.cli import app
+from rheostat_recipes import tables
 from rheostat_recipes.data import load
 from rheostat_recipes.run import Run
 from rheostat_recipes.uniform import digits
@@ -257,6 +258,31 @@ def test_table_runs_what_is_missing_and_hides_no_failure(tmp_path: Path) -> None
     assert len(json.loads(done.stdout)) == 16
 
 
+def test_what_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = invoke("table", "pruning", 2)
+    assert "Not run" not in text
+    assert invoke("table", "pruning", 2, "--run") == text
+
+
+@pytest.mark.parametrize("columns", ["30", "60", "100"])
+def test_numbers_are_whole_however_narrow_the_terminal(columns: str) -> None:
+    done = CliRunner().invoke(app, ["table", "pruning", "2"], env={"COLUMNS": columns})
+    assert {"60.24", "98.94", "81.32"} <= set(done.output.split())
+    nine = tables.KEPT / "resnet20_cifar10_nine.safetensors"
+    done = CliRunner().invoke(app, ["inspect", str(nine)], env={"COLUMNS": columns})
+    assert {"layer1.0.conv1", "subnet9", "42,648,192"} <= set(done.output.split())
+
+
+def test_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rheostat_recipes.tables.load_table", interrupt)
+    done = CliRunner().invoke(app, ["table", "dynamic", "1"])
+    assert (done.exit_code, done.stderr) == (130, "rheostat: interrupted\n")
+
+
 @pytest.fixture
 def pretended(trained: Path, tmp_path: Path) -> Path:
     """Results of the figures' recipes, all with the digits' artifact."""
@@ -308,6 +334,8 @@ def test_a_figure_that_could_not_be_written_is_told_before_anything_runs(tmp_pat
         flags = ("--run", "--data", tmp_path, "--results", tmp_path)
         assert want in mistake("figure", "dynamic", 7, "--out", tmp_path / place, *flags)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "folder.svg").mkdir()
+    assert "a folder, or a place" in mistake("figure", "dynamic", 7, "--out", tmp_path / "folder.svg")
 
 
 def test_half_a_result_is_named(tmp_path: Path) -> None:

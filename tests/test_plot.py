@@ -76,7 +76,7 @@ def test_accuracy_latency_draws_each_subnet(program: Program) -> None:
 
 def test_unmeasured_subnets_are_refused(program: Program) -> None:
     unmeasured = replace(program.subnets[0], latency_ms_p50=None)
-    with pytest.raises(ValueError, match=r"subnet 0\.5: no measured accuracy and latency"):
+    with pytest.raises(ValueError, match=r"subnet 0\.5: got no accuracy or latency"):
         accuracy_latency([unmeasured, program.subnets[1]])
 
 

@@ -6,7 +6,7 @@ Figures 1 to 3 are drawings of the method. `rheostat figure` draws the others, f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rheostat as rh
-from rheostat_recipes.tables import longest
+from rheostat_recipes.tables import KEPT, longest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,17 +135,23 @@ def load_figure(paper: str, number: int) -> Figure:
     return FIGURES[paper, number]()
 
 
-def artifact(recipe: str, results_dir: Path | None = None) -> Path | None:
+def artifact(recipe: str, folders: Sequence[Path] = (KEPT,)) -> Path | None:
     """Return the artifact of a recipe's first seed, or None where it has no result, or the file is gone."""
-    results = [r for r in longest(recipe, results_dir) if r.get("artifact")]
+    results = [r for r in longest(recipe, folders) if r.get("artifact")]
     found = [r["path"].with_name(r["artifact"]) for r in results]
     return next((path for path in found if path.exists()), None)
 
 
-def sizes_and_accuracies(recipe: str, results_dir: Path | None = None) -> list[tuple[float, float]]:
+def length(recipe: str, folders: Sequence[Path] = (KEPT,)) -> str:
+    """Return what a legend adds for a recipe whose trainings were kept short, such as ", 20 epochs"."""
+    short = {result.get("max_epochs") for result in longest(recipe, folders)} - {None}
+    return "".join(f", {epochs} epochs" for epochs in short)
+
+
+def sizes_and_accuracies(recipe: str, folders: Sequence[Path] = (KEPT,)) -> list[tuple[float, float]]:
     """Return (multiply-accumulates, accuracy) of each subnet of a recipe, smallest first: the means over seeds."""
     by_subnet: dict[str, list[Any]] = {}
-    for result in longest(recipe, results_dir):
+    for result in longest(recipe, folders):
         for subnet in result["subnets"]:
             numbers = subnet.get("macs"), subnet.get("accuracy")
             if None not in numbers:

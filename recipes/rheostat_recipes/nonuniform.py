@@ -67,7 +67,7 @@ GROUP_LASSO = Family(
 )
 FREE = Family("multi_path_free", MULTI_PATH.macs, free=(1.0, 0.7, 0.5))
 # Widths of `resnet20_cifar10_best`, of each stage on the shortcuts and between them. Of several shapes of the smallest,
-# tried for 15 epochs, the best was narrow between the shortcuts of its first stage, which pays for more weights in the
+# in short trainings, the best was narrow between the shortcuts of its first stage, which pays for more weights in the
 # last than a quarter of every width has. So it was for the second, against half of every width; the third is untried.
 BEST = (
     ((4, 2), (6, 6), (20, 19)),

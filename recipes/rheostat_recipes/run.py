@@ -56,7 +56,8 @@ class Run:
 
     def epochs(self, full: int) -> int:
         """Return the recipe's number of epochs, at most `max_epochs`, or in a smoke run two."""
-        return 2 if self.smoke else min(full, self.max_epochs or full)
+        full = 2 if self.smoke else full
+        return min(full, self.max_epochs or full)
 
     def device(self) -> torch.device:
         """Return the accelerator where there is one, otherwise the processor."""

@@ -42,8 +42,8 @@ def lenet5_mnist_levels(run: Run) -> Result:
 def lenet5_mnist_levels_joint(run: Run) -> Result:
     """LeNet-5 on MNIST, the three subnets trained together.
 
-    Command: `rheostat train lenet5_mnist_levels_joint --data DIR`. Expected: at least the staged ones.
-    Time: 6 minutes on 1 core.
+    Command: `rheostat train lenet5_mnist_levels_joint --data DIR`. Expected: the staged ones within 0.1 points, after
+    8 epochs instead of 24. Time: 6 minutes on 1 core.
     """
     return _lenet5("lenet5_mnist_levels_joint", run, "joint")
 
@@ -87,7 +87,7 @@ def har_levels(run: Run) -> Result:
 def har_levels_high(run: Run) -> Result:
     """HAR-Net on UCI HAR at 95, 90 and 80 %, staged.
 
-    Command: `rheostat train har_levels_high --data DIR`. Expected: unknown. Time: 2 minutes on 1 core.
+    Command: `rheostat train har_levels_high --data DIR`. Expected: 86.7, 90.4 and 92.3 %. Time: 2 minutes on 1 core.
     """
     return _levels("har_levels_high", run, har, HIGH, rh.Element(), lr=5e-4, epochs=10)
 
@@ -109,7 +109,7 @@ def kws_levels(run: Run) -> Result:
 def kws_levels_high(run: Run) -> Result:
     """The keyword network on Speech Commands at 95, 90 and 80 %, staged, M1 pruned gradually.
 
-    Command: `rheostat train kws_levels_high --data DIR`. Expected: unknown. Time: 12 minutes on 1 core.
+    Command: `rheostat train kws_levels_high --data DIR`. Expected: 88.9, 90.6 and 92.0 %. Time: 12 minutes on 1 core.
     """
     convs = {
         "conv1.weight": (0.3, 0.25, 0.2),

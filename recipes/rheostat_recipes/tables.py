@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+KEPT = HERE / "results"
+"""The results that the project keeps."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def names() -> list[tuple[str, int]]:
     return [(stem.rstrip("0123456789"), int(stem.lstrip("abcdefghijklmnopqrstuvwxyz"))) for stem in stems]
 
 
-def load_table(paper: str, number: int, results_dir: Path | None = None) -> Table:
-    """Read a table with our numbers from `results_dir` (searched with its subdirectories), or from the kept results.
+def load_table(paper: str, number: int, folders: Sequence[Path] = (KEPT,)) -> Table:
+    """Read a table with our numbers from `folders`, searched with their subdirectories; see `load_results`.
 
     Raises ValueError for a table that does not exist, a directory that does not, or a result that cannot be read.
 
@@ -68,7 +70,7 @@ def load_table(paper: str, number: int, results_dir: Path | None = None) -> Tabl
     if (paper, number) not in names():
         tables = ", ".join(f"{p} {n}" for p, n in names())
         raise ValueError(f"table: got {paper} {number}; want one of: {tables}")
-    results = load_results(results_dir)
+    results = load_results(folders)
     expected = json.loads((HERE / "expected" / f"{paper}{number}.json").read_text(encoding="utf-8"))
     recipes = dict.fromkeys(cell["recipe"] for cell in expected["cells"] if "recipe" in cell)
     cells = tuple(
@@ -81,14 +83,14 @@ def load_table(paper: str, number: int, results_dir: Path | None = None) -> Tabl
         for recipe in recipes
     }
     notes = [expected["note"]]
-    for task, note in sampling_times(results_dir).items():
+    for task, note in sampling_times(folders).items():
         notes += [note] if f"{task}_single_path" in recipes else []
     return Table(expected["title"], expected["source"], "; ".join(filter(None, notes)), cells, needs)
 
 
 def missing(
     needs: Mapping[str, Collection[tuple[str, str]]],
-    results_dir: Path | None = None,
+    folders: Sequence[Path] = (KEPT,),
     seeds: Sequence[int] = (0,),
     max_epochs: int | None = None,
 ) -> list[tuple[str, int]]:
@@ -101,7 +103,7 @@ def missing(
     [('lenet5_mnist', 100)]
     """
     found: dict[tuple[str, int], set[tuple[str, str]]] = {}
-    for result in load_results(results_dir):
+    for result in load_results(folders):
         if _length(result) < (max_epochs or math.inf):
             continue
         have = {(s["name"], key) for s in result["subnets"] for key, value in s.items() if value is not None}
@@ -114,35 +116,37 @@ def missing(
     ]
 
 
-def sampling_times(results_dir: Path | None = None) -> dict[str, str]:
+def sampling_times(folders: Sequence[Path] = (KEPT,)) -> dict[str, str]:
     """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
-    seconds: dict[tuple[str, str, float], list[float]] = {}
-    for record, path in _json_files(results_dir or HERE / "results", "subnets-*.json"):
-        kinds = {"task": str, "family": str, "seconds": (int, float)}
+    seconds: dict[tuple[str, str, float], dict[int, float]] = {}
+    for record, path in _json_files(folders, "subnets-*.json"):
+        kinds = {"task": str, "family": str, "seed": int, "seconds": (int, float)}
         if not isinstance(record, dict) or any(not isinstance(record.get(k), t) for k, t in kinds.items()):
             raise ValueError(f"{path}: not the subnets of a sampling; want what rheostat train wrote")
         if not record.get("smoke"):
             key = (record["task"], record["family"], _length(record))
-            seconds.setdefault(key, []).append(record["seconds"])
-    means = {key: sum(values) / len(values) for key, values in sorted(seconds.items())}
+            seconds.setdefault(key, {})[record["seed"]] = record["seconds"]
+    means = {key: sum(seeds.values()) / len(seeds) for key, seeds in sorted(seconds.items())}
     return {  # of several lengths the longest
         task: f"multi-path sampling took {multi:.0f} s, {multi / single:.2f} times as long as single-path "
-        f"({single:.0f} s); the paper says about 2.75 times"
+        f"({single:.0f} s){'' if length == math.inf else f', with --epochs {length}'}; the paper says about 2.75 times"
         for (task, family, length), multi in means.items()
         if family == "multi_path" and (single := means.get((task, "single_path", length)))
     }
 
 
-def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Read every result in `results_dir` and its subdirectories, or the kept ones; "path" is where it lies.
+def load_results(folders: Sequence[Path] = (KEPT,)) -> list[dict[str, Any]]:
+    """Read every result in `folders` and their subdirectories; "path" is where it lies.
 
+    Of runs of one recipe, seed and length the last is the one that counts, so that own runs come after the kept ones.
     Raises ValueError for a directory that does not exist and for a file that is not JSON, or holds half a result.
     """
-    if results_dir is not None and not results_dir.is_dir():
-        raise ValueError(f"{results_dir}: no such directory; want one with results of rheostat train")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such directory; want one with results of rheostat train")
     return [
         _whole(result, path)
-        for result, path in _json_files(results_dir or HERE / "results", "*.json")
+        for result, path in _json_files(folders, "*.json")
         # A smoke run trained on something else: its numbers belong in no table.
         if isinstance(result, dict)
         and {"recipe", "subnets", "seed"} <= result.keys()
@@ -150,12 +154,12 @@ def load_results(results_dir: Path | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def longest(recipe: str, results_dir: Path | None = None) -> list[dict[str, Any]]:
+def longest(recipe: str, folders: Sequence[Path] = (KEPT,)) -> list[dict[str, Any]]:
     """Read the results of a recipe, one a seed, in their order: of the longest training alone where lengths differ.
 
     Raises what `load_results` raises.
     """
-    return _longest([result for result in load_results(results_dir) if result["recipe"] == recipe])
+    return _longest([result for result in load_results(folders) if result["recipe"] == recipe])
 
 
 def _longest(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,8 +189,8 @@ def _numbers(result: dict[str, Any]) -> Iterator[Any]:
         yield from (value for key, value in subnet.items() if key != "name")
 
 
-def _json_files(folder: Path, pattern: str) -> Iterator[tuple[Any, Path]]:
-    for path in sorted(folder.rglob(pattern)):
+def _json_files(folders: Sequence[Path], pattern: str) -> Iterator[tuple[Any, Path]]:
+    for path in (path for folder in folders for path in sorted(folder.rglob(pattern))):
         try:
             yield json.loads(path.read_text(encoding="utf-8")), path
         except ValueError as error:
@@ -205,6 +209,7 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     short = {_length(result) for result in measured} - {math.inf}
     notes = [cell["note"]] if "note" in cell else []
     notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]
+    notes += dict.fromkeys(f"ours: {note}" for result in measured if (note := result.get("note")))
     notes += [f"ours: mean of {len(numbers)} seeds"] if len(numbers) > 1 else []
     return Cell(
         row=cell["row"],

@@ -45,6 +45,7 @@ EXTRAS = {
 }
 # Where runs go, RECIPE-SEED in it, and what they share.
 RUNS = Path("rheostat-runs")
+INTERRUPTED = 130
 # Typer brings its own copy of click, or uses the installed one, depending on its version.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -68,10 +69,12 @@ class OneLineErrors(TyperGroup):
         except MemoryError as failure:
             _fail(f"not enough memory{f': {failure}' if str(failure) else ''}")
         except OSError as failure:
-            _fail(f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure))
+            want = "; want a folder or a new name" if isinstance(failure, FileExistsError) else ""
+            _fail(f"{failure.filename}: {failure.strerror}{want}" if failure.filename else str(failure))
         except (typer.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        if status == INTERRUPTED:  # some versions of Typer return it
             print("rheostat: interrupted", file=sys.stderr)
-            sys.exit(130)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -235,9 +238,13 @@ def train(
 
     recipes = {function.__name__: function for function in RECIPES}
     if recipe is None:
+        does = {name: (function.__doc__ or "").partition("\n")[0] for name, function in recipes.items()}
+        if as_json:
+            _print_json(does)
+            return
         table = Table("recipe", "what it does", box=None, header_style="bold")
-        for name, function in recipes.items():
-            table.add_row(name, (function.__doc__ or "").partition("\n")[0])
+        for row in does.items():
+            table.add_row(*row)
         _console().print(table)
         return
     if recipe not in recipes:
@@ -286,7 +293,7 @@ def evaluate(
     for row in rows:
         recorded = "–" if row["recorded"] is None else f"{row['recorded']:.2%}"
         table.add_row(row["subnet"], f"{row['accuracy']:.2%}", recorded)
-    _console().print(f"{program.provenance['data']}, {num:,} test images", table, sep="\n")
+    _console(table).print(f"{program.provenance['data']}, {num:,} test images", table, sep="\n")
 
 
 @app.command()
@@ -328,7 +335,7 @@ def quantize(
         table.add_row(
             after.name, f"{after.accuracy:.2%}", recorded, f"{after.size_bytes:,}", f"{before.size_bytes:,}"
         )
-    _console().print(f"{out}: {bits} bits, {len(images.test_labels):,} test images", table, sep="\n")
+    _console(table).print(f"{out}: {bits} bits, {len(images.test_labels):,} test images", table, sep="\n")
 
 
 @app.command()
@@ -362,16 +369,17 @@ def inspect(artifact: ArtifactPath, as_json: AsJson = False) -> None:
         console.print(f"  {key}: {value}")
     if program.ops is None:
         console.print(f"The engine cannot run it: {program.unsupported}")
-    console.print(_subnet_table(program.subnets))
+    table = _subnet_table(program.subnets)
+    _console(table).print(table)
     table = _table("group", *names, "of", "pinned")
     for group in program.groups:
         table.add_row(group.name, *map(str, group.widths), str(group.size), group.pinned or "")
-    console.print("Channel groups, units kept by each subnet", table, sep="\n")
+    _console(table).print("Channel groups, units kept by each subnet", table, sep="\n")
     if program.ops is not None:
         table = _table("layer", *names)
         for name, kept in rows:
             table.add_row(name, *map(str, kept))
-        console.print("Channels per layer", table, sep="\n")
+        _console(table).print("Channels per layer", table, sep="\n")
     if program.levels:
         print(f"Sparsity of each subnet, and how the levels are stored\n{size_report(artifact)}")
 
@@ -401,7 +409,7 @@ def bench(
     table = _table("subnet", "MACs", "p50", "p95")
     for info, (p50, p95) in zip(program.subnets, measured, strict=True):
         table.add_row(info.name, f"{info.macs:,}", _time(p50), _time(p95))
-    _console().print(f"batch {batch}, {cores}, {repeats} inferences of each subnet", table, sep="\n")
+    _console(table).print(f"batch {batch}, {cores}, {repeats} inferences of each subnet", table, sep="\n")
 
 
 @app.command()
@@ -427,7 +435,7 @@ def export(
         table.add_row("constants, in flash", f"{sum(source.constant_bytes):,}")
         table.add_row("activations, in RAM", f"{source.arena_bytes + source.column_bytes:,}")
         table.add_row("written by a switch", f"at most {source.record_bytes}")
-        _console().print(str(source.folder / "net.c"), table, sep="\n")
+        _console(table).print(str(source.folder / "net.c"), table, sep="\n")
         return
     if to != "onnx":
         raise ValueError(f"--to: got {to!r}; want onnx or c")
@@ -444,7 +452,7 @@ Results = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Your own runs instead of the kept results.")
 ]
 RunMissing = Annotated[
-    bool, typer.Option("--run", help="First run what is missing, into --results or rheostat-runs.")
+    bool, typer.Option("--run", help="First run what is missing, into rheostat-runs or --results.")
 ]
 Seeds = Annotated[str, typer.Option(metavar="N,N", help="Seeds that are missing where they have no result.")]
 
@@ -463,16 +471,16 @@ def paper_table(
     """Show a table of a paper beside our own numbers; with --run, make the numbers that are missing."""
     from rheostat_recipes.tables import load_table
 
-    results, wanted = results or (RUNS if run else None), _numbers(seeds)
+    folders, wanted = _folders(results, run), _numbers(seeds)
     needs = load_table(paper, number).needs
-    failures = _run_missing(needs, results, data, wanted, epochs, as_json) if run else []
-    shown = load_table(paper, number, results)
+    failures = _run_missing(needs, folders, data, wanted, epochs, as_json) if run else []
+    shown = load_table(paper, number, folders)
     if as_json:
         _print_json([asdict(cell) for cell in shown.cells])
         _exit_if(failures)
         return
     _print_table(shown)
-    _print_missing(f"table {paper} {number}", shown.needs, results, wanted, epochs)
+    _print_missing(f"table {paper} {number}", shown.needs, folders, wanted, epochs)
     _exit_if(failures)
 
 
@@ -488,13 +496,14 @@ def _print_table(shown: PaperTable) -> None:
     units = {cell.column: cell.unit for cell in shown.cells}
     cells = {(cell.row, cell.column): text(cell) for cell in shown.cells}
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
-    table.add_column("", no_wrap=True)
+    rows = dict.fromkeys(cell.row for cell in shown.cells)
+    table.add_column("", no_wrap=True, min_width=max(map(len, rows)))
     one_unit = len(set(units.values())) == 1
     for column, unit in units.items():
         table.add_column(column if one_unit else f"{column}, {unit}", justify="right")
-    for row in dict.fromkeys(cell.row for cell in shown.cells):
+    for row in rows:
         table.add_row(row, *(cells.get((row, column), "") for column in units))
-    console = _console()
+    console = _console(table)
     what = f"paper / ours, {next(iter(units.values()))}" if one_unit else "paper / ours"
     console.print(f"{shown.title} ({what})", table, sep="\n")
     for note, mark in marks.items():
@@ -520,60 +529,71 @@ def paper_figure(
 
     plot.check_path(out)  # before hours of training
     shown, wanted = figures.load_figure(paper, number), _numbers(seeds)
-    results = results or (RUNS if run else None)
-    failures = _run_missing(shown.needs, results, data, wanted, epochs, as_json) if run else []
-    numbers, drawn = _channels(shown, results) if shown.kind == "channels" else _curves(shown, results)
+    folders = _folders(results, run)
+    failures = _run_missing(shown.needs, folders, data, wanted, epochs, as_json) if run else []
+    numbers, drawn = _channels(shown, folders) if shown.kind == "channels" else _curves(shown, folders)
     if drawn is not None:
-        plot.save(out, shown.title, f"{figures.SOURCE}, Figure {number}", drawn)
+        plot.save(out, shown.title, f"Our runs, after Figure {number} of {figures.SOURCE}", drawn)
     if as_json:
         _print_json(numbers)
     else:
         _console().print("nothing to draw yet" if drawn is None else f"{out}: {', '.join(numbers)}")
-        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, results, wanted, epochs)
+        _print_missing(f"figure {paper} {number} --out {out}", shown.needs, folders, wanted, epochs)
     _exit_if(failures)
 
 
-def _channels(figure: Figure, results: Path | None) -> tuple[dict[str, Any], Picture | None]:
+def _channels(figure: Figure, folders: Sequence[Path]) -> tuple[dict[str, Any], Picture | None]:
     """By panel, the channels of each layer; and their picture where there is any."""
     from rheostat.artifact import read_program
     from rheostat.plot import channels_of, layers
-    from rheostat_recipes.figures import artifact
+    from rheostat_recipes.figures import artifact, length
 
-    files = {series.panel: artifact(series.recipe, results) for series in figure.series}
+    files = {
+        series.panel + length(series.recipe, folders): artifact(series.recipe, folders)
+        for series in figure.series
+    }
     programs = {panel: read_program(file) for panel, file in files.items() if file is not None}
     numbers = {panel: dict(layers(program)) for panel, program in programs.items()}
     return numbers, channels_of(programs) if programs else None
 
 
-def _curves(figure: Figure, results: Path | None) -> tuple[dict[str, Any], Picture | None]:
+def _curves(figure: Figure, folders: Sequence[Path]) -> tuple[dict[str, Any], Picture | None]:
     """By panel and network, the (cost, accuracy) of each subnet; latencies are measured now, on this machine."""
     from rheostat.artifact import read_program
     from rheostat.plot import Curve, curves
-    from rheostat_recipes.figures import artifact, gpu_latencies_ms, sizes_and_accuracies
+    from rheostat_recipes.figures import artifact, gpu_latencies_ms, length, sizes_and_accuracies
 
     panels: dict[str, list[Curve]] = {}
     for series in figure.series:
+        name = series.name + length(series.recipe, folders)
         if figure.kind == "macs":
-            if points := sizes_and_accuracies(series.recipe, results):
+            if points := sizes_and_accuracies(series.recipe, folders):
                 macs, shares = zip(*points, strict=True)
-                curve = Curve(series.name, tuple(count / 1e6 for count in macs), shares)
+                curve = Curve(name, tuple(count / 1e6 for count in macs), shares)
                 panels.setdefault(series.panel, []).append(curve)
-        elif (file := artifact(series.recipe, results)) is not None:
+        elif (file := artifact(series.recipe, folders)) is not None:
             shares = tuple(info.accuracy or 0.0 for info in read_program(file).subnets)
             cpu_ms = [p50 for p50, _ in _latencies(file, None, 1, 200)]
             gpu_ms = gpu_latencies_ms(file, series.recipe)
             for where, times_ms in (("CPU, 1 image", cpu_ms), ("GPU, 128 images", gpu_ms)):
                 if times_ms:
-                    curve = Curve(series.name, tuple(times_ms), shares)
+                    curve = Curve(name, tuple(times_ms), shares)
                     panels.setdefault(f"{series.panel}, {where}", []).append(curve)
     numbers = {panel: [asdict(curve) for curve in found] for panel, found in panels.items()}
     label = {"latency": "latency, ms (median)", "macs": "million multiply-accumulates"}[figure.kind]
     return numbers, curves(panels, label) if panels else None
 
 
+def _folders(results: Path | None, run: bool) -> list[Path]:
+    """Where results are looked for; new ones are written into the last."""
+    from rheostat_recipes.tables import KEPT
+
+    return [results] if results else [KEPT, RUNS] if run else [KEPT]
+
+
 def _run_missing(
     needs: Mapping[str, Collection[tuple[str, str]]],
-    results: Path | None,
+    folders: Sequence[Path],
     data: Path | None,
     seeds: Sequence[int],
     epochs: int | None,
@@ -583,25 +603,24 @@ def _run_missing(
     from rheostat_recipes.queue import run_all
     from rheostat_recipes.tables import missing
 
-    results = results or RUNS
-    results.mkdir(parents=True, exist_ok=True)
+    folders[-1].mkdir(parents=True, exist_ok=True)
     console = _console(stderr=as_json)
     with _stdout_for_json_only(as_json):
-        todo = missing(needs, results, seeds, epochs)
-        return run_all(todo, results, data, partial(console.rule, align="left"), max_epochs=epochs)
+        todo = missing(needs, folders, seeds, epochs)
+        return run_all(todo, folders[-1], data, partial(console.rule, align="left"), max_epochs=epochs)
 
 
 def _print_missing(
     verb: str,
     needs: Mapping[str, Collection[tuple[str, str]]],
-    results: Path | None,
+    folders: Sequence[Path],
     seeds: Sequence[int],
     epochs: int | None,
 ) -> None:
     """Say which runs have no result yet, and the command that makes them."""
-    from rheostat_recipes.tables import missing
+    from rheostat_recipes.tables import KEPT, missing
 
-    console, todo = _console(), missing(needs, results, seeds, epochs)
+    console, todo = _console(), missing(needs, folders, seeds, epochs)
     if not todo:
         return
     by_recipe: dict[str, list[str]] = {}
@@ -610,7 +629,7 @@ def _print_missing(
     console.print("\nNot run yet:")
     for recipe, missed in by_recipe.items():
         console.print(f"  {recipe}, seed {', '.join(missed)}")
-    flags = f" --results {results}" if results else ""
+    flags = f" --results {folders[0]}" if folders[0] != KEPT else ""
     flags += f" --seeds {','.join(map(str, seeds))}" if list(seeds) != [0] else ""
     flags += "" if epochs is None else f" --epochs {epochs}"
     console.print(f"All of them, each from where it stopped: rheostat {verb} --run --data DIR{flags}")
@@ -715,8 +734,8 @@ def _dial_table(turns: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold")
     for index, column in enumerate(columns):
-        words = column in ("pinned", "dial")
-        table.add_column(column, justify="left" if index == 0 or words else "right", overflow="fold")
+        justify = "left" if index == 0 or column in ("pinned", "dial") else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "pinned")
     return table
 
 
@@ -730,11 +749,16 @@ def _number(number: float | None) -> str:
     return "–" if number is None else f"{number:g}"
 
 
-def _console(stderr: bool = False) -> Console:
-    """Return a console that prints names from files as they are, brackets included, and wide where nobody looks on."""
+def _console(*tables: Table, stderr: bool = False) -> Console:
+    """Return a console that prints names from files as they are, brackets included, and wide where nobody looks on.
+
+    No narrower than `tables`: a number that is cut off reads as another one.
+    """
     console = Console(stderr=stderr, markup=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 240
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, *(console.measure(t, options=unlimited).minimum for t in tables), 0)
     return console
 
 

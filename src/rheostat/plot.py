@@ -73,7 +73,7 @@ def accuracy_latency(infos: Sequence[SubnetInfo]) -> Figure:
     for info in infos:
         if info.accuracy is None or info.latency_ms_p50 is None or info.latency_ms_p95 is None:
             raise ValueError(
-                f"subnet {info.name}: no measured accuracy and latency; run rheostat bench and eval first"
+                f"subnet {info.name}: got no accuracy or latency; want both: Supernet.record before save"
             )
         points.append((info.latency_ms_p50, info.latency_ms_p95, 100 * info.accuracy))
     figure, (axes,) = _canvas(3.6)
@@ -281,6 +281,8 @@ def check_path(path: Path) -> None:
         raise ValueError(f"{path}: want a name that ends in .html, .svg, .png or .pdf")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: no such directory; want one that exists")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ValueError(f"{path}: a folder, or a place that cannot be written to; want another name")
 
 
 def save(path: str | os.PathLike[str], title: str, text: str, figure: Figure) -> None:

@@ -44,21 +44,25 @@ def test_every_figure_says_command_expectation_and_time() -> None:
 def test_points_are_means_over_seeds_smallest_first(tmp_path: Path) -> None:
     put(tmp_path / "0", 0, (0.9, 0.5), None)
     put(tmp_path / "1", 1, (0.8, 0.6), None)
-    assert figures.sizes_and_accuracies("one", tmp_path) == [
+    assert figures.sizes_and_accuracies("one", [tmp_path]) == [
         (10, pytest.approx(0.55)),
         (30, pytest.approx(0.85)),
     ]
-    assert figures.sizes_and_accuracies("two", tmp_path) == []
-    assert missing({"one": (), "two": ()}, tmp_path, (0, 2)) == [("two", 0), ("one", 2), ("two", 2)]
+    assert figures.sizes_and_accuracies("two", [tmp_path]) == []
+    assert figures.length("one", [tmp_path]) == ""
+    record = json.loads((tmp_path / "0" / "one-seed0.json").read_text())
+    (tmp_path / "0" / "two.json").write_text(json.dumps(record | {"recipe": "two", "max_epochs": 5}))
+    assert figures.length("two", [tmp_path]) == ", 5 epochs"
+    assert missing({"one": (), "two": ()}, [tmp_path], (0, 2)) == [("two", 0), ("one", 2), ("two", 2)]
 
 
 def test_the_artifact_is_the_first_seeds_that_is_there(tmp_path: Path) -> None:
     put(tmp_path / "0", 0, (0.9, 0.5), "gone.safetensors")
     put(tmp_path / "2", 2, (0.9, 0.5), "one.safetensors")
     put(tmp_path / "1", 1, (0.9, 0.5), None)
-    assert figures.artifact("one", tmp_path) is None
+    assert figures.artifact("one", [tmp_path]) is None
     (tmp_path / "2" / "one.safetensors").touch()
-    assert figures.artifact("one", tmp_path) == tmp_path / "2" / "one.safetensors"
+    assert figures.artifact("one", [tmp_path]) == tmp_path / "2" / "one.safetensors"
 
 
 @pytest.mark.parametrize(

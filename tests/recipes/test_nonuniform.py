@@ -79,7 +79,7 @@ def test_single_path_alone(tmp_path: Path) -> None:
         (tmp_path / "real" / info.name).mkdir(parents=True)
         path = tmp_path / "real" / info.name / "result.json"
         path.write_text(json.dumps({**record, "smoke": False}))
-    cells = {(c.row, c.column): c.ours for c in load_table("dynamic", 3, tmp_path / "real").cells if c.ours}
+    cells = {(c.row, c.column): c.ours for c in load_table("dynamic", 3, [tmp_path / "real"]).cells if c.ours}
     assert list(cells) == [(f"Ours-S {k}", "Individual") for k in (1, 2, 3, 4)]
     # The whole network is the background, which is what training it alone gives; its channels lie in another order.
     graph = rh.trace(CIFAR10.fresh(run, SHORTCUT), CIFAR10.example(run))

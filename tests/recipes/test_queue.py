@@ -62,7 +62,7 @@ def four(run):
 
 recipes = (one, two, three, four)
 needs = {recipe.__name__: {("0.5", "accuracy"), ("1.0", "accuracy")} for recipe in recipes}
-for failure in run_all(missing(needs, out), out, None, recipes=recipes):
+for failure in run_all(missing(needs, [out]), out, None, recipes=recipes):
     print("FAILED", failure)
 """
 
@@ -80,7 +80,7 @@ def run(out: Path, word: str) -> subprocess.CompletedProcess[str]:
 def test_a_killed_queue_goes_on_where_it_stopped(tmp_path: Path) -> None:
     killed = run(tmp_path, "kill")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [r["recipe"] for r in load_results(tmp_path)] == ["one"]
+    assert [r["recipe"] for r in load_results([tmp_path])] == ["one"]
     again = run(tmp_path, "go on")
     assert again.returncode == 0, again.stderr
     lines = again.stdout.splitlines()
@@ -91,9 +91,9 @@ def test_a_killed_queue_goes_on_where_it_stopped(tmp_path: Path) -> None:
     # What failed is said where it happened, and at the end; what comes after it runs.
     assert "failed: three, seed 0: three: got no data; want some" in lines
     assert lines[-1] == "FAILED three, seed 0: three: got no data; want some"
-    assert sorted(r["recipe"] for r in load_results(tmp_path)) == ["four", "one", "two"]
-    assert all(r["epochs"] == 2 for r in load_results(tmp_path))
-    assert missing({"one": (), "three": ()}, tmp_path) == [("three", 0)]
+    assert sorted(r["recipe"] for r in load_results([tmp_path])) == ["four", "one", "two"]
+    assert all(r["epochs"] == 2 for r in load_results([tmp_path]))
+    assert missing({"one": (), "three": ()}, [tmp_path]) == [("three", 0)]
 
 
 def test_runs_share_a_folder_and_have_their_own() -> None:
@@ -119,6 +119,7 @@ def test_runs_of_another_length_keep_apart() -> None:
 
     assert run_all([("recipe", 0)], Path("runs"), None, recipes=(recipe,), max_epochs=5) == []
     assert seen == [(Path("runs/epochs5/recipe-0"), Path("runs/epochs5/background-0"), 5, 2)]
+    assert [Run(Path("runs"), smoke=True, max_epochs=n).epochs(60) for n in (None, 1, 5)] == [2, 1, 2]
 
 
 def test_a_bug_stops_the_queue() -> None:

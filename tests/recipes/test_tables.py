@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rheostat.artifact import read_program
 from rheostat_recipes.queue import RECIPES
 from rheostat_recipes.tables import HERE, load_table, longest, missing, names, sampling_times
 
@@ -106,7 +107,7 @@ def test_ours_is_the_mean_over_seeds(tmp_path: Path) -> None:
         (tmp_path / f"run{seed}" / "result.json").write_text(json.dumps(result(seed, accuracy)))
     (tmp_path / "smoke.json").write_text(json.dumps(result(9, 0.1, smoke=True)))
     (tmp_path / "other.json").write_text("[1, 2]")
-    cells = {(c.row, c.column): c for c in load_table("dynamic", 1, tmp_path).cells}
+    cells = {(c.row, c.column): c for c in load_table("dynamic", 1, [tmp_path]).cells}
     ours = cells["0.25x", "S-NN"]
     assert (ours.ours, ours.seeds, ours.spread, ours.notes) == (80.33, 3, 3.0, ("ours: mean of 3 seeds",))
     assert (ours.commit, ours.hardware) == ("abc", "a machine")
@@ -117,14 +118,14 @@ def test_ours_is_the_mean_over_seeds(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_spread_and_counts_have_the_papers_unit(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(result(0, 0.79)))
-    cells = {(c.row, c.column): c for c in load_table("dynamic", 3, tmp_path).cells}
+    cells = {(c.row, c.column): c for c in load_table("dynamic", 3, [tmp_path]).cells}
     assert cells["S-NN 1", "Dynamic"].spread is None
     assert cells["S-NN 1", "Parameters"].ours == pytest.approx(1.77, abs=1e-9)
     assert cells["S-NN 1", "FLOPS"].ours == pytest.approx(2.67)
 
 
 def test_missing_are_the_runs_without_all_that_is_shown(tmp_path: Path) -> None:
-    needs = load_table("dynamic", 1, tmp_path).needs
+    needs = load_table("dynamic", 1, [tmp_path]).needs
     recipes = [
         "resnet20_cifar10_snn",
         "resnet20_cifar10_distill20",
@@ -134,51 +135,59 @@ def test_missing_are_the_runs_without_all_that_is_shown(tmp_path: Path) -> None:
     assert list(needs) == recipes
     every = {(name, "accuracy") for name in ("0.25", "0.5", "0.75", "1.0")}
     assert all(needed == every for needed in needs.values())
-    assert missing(needs, tmp_path) == [(name, 0) for name in recipes]
+    assert missing(needs, [tmp_path]) == [(name, 0) for name in recipes]
     # One subnet of four, in two files: not yet; a smoke run never is.
     (tmp_path / "a.json").write_text(json.dumps(result(1, 0.8)))
     (tmp_path / "smoke.json").write_text(json.dumps(all_four(0, smoke=True)))
-    assert ("resnet20_cifar10_snn", 1) in missing(needs, tmp_path, (0, 1))
+    assert ("resnet20_cifar10_snn", 1) in missing(needs, [tmp_path], (0, 1))
     (tmp_path / "b.json").write_text(json.dumps(all_four(1)))
-    assert missing(needs, tmp_path, (0, 1)) == [
+    assert missing(needs, [tmp_path], (0, 1)) == [
         (n, s) for s in (0, 1) for n in recipes if (n, s) != (recipes[0], 1)
     ]
-    assert missing({"resnet20_cifar10_snn": ()}, tmp_path, (0, 1)) == [("resnet20_cifar10_snn", 0)]
+    assert missing({"resnet20_cifar10_snn": ()}, [tmp_path], (0, 1)) == [("resnet20_cifar10_snn", 0)]
 
 
 def test_short_runs_are_marked_and_missing_until_a_full_one_takes_their_place(tmp_path: Path) -> None:
     needs = {"resnet20_cifar10_snn": {("0.25", "accuracy")}}
     for name, accuracy, epochs in (("a", 0.7, 20), ("b", 0.6, 10)):
         (tmp_path / f"{name}.json").write_text(json.dumps(result(0, accuracy, max_epochs=epochs)))
-    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    cell = next(
+        c for c in load_table("dynamic", 1, [tmp_path]).cells if (c.row, c.column) == ("0.25x", "S-NN")
+    )
     assert (cell.ours, cell.notes) == (70, ("ours: no training longer than 20 epochs",))
     assert (
-        missing(needs, tmp_path) == missing(needs, tmp_path, max_epochs=21) == [("resnet20_cifar10_snn", 0)]
+        missing(needs, [tmp_path])
+        == missing(needs, [tmp_path], max_epochs=21)
+        == [("resnet20_cifar10_snn", 0)]
     )
-    assert missing(needs, tmp_path, max_epochs=20) == []
+    assert missing(needs, [tmp_path], max_epochs=20) == []
     (tmp_path / "0.json").write_text(json.dumps(result(0, 0.8, max_epochs=None)))
-    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    cell = next(
+        c for c in load_table("dynamic", 1, [tmp_path]).cells if (c.row, c.column) == ("0.25x", "S-NN")
+    )
     assert (cell.ours, cell.notes) == (80, ())
-    assert missing(needs, tmp_path) == []
+    assert missing(needs, [tmp_path]) == []
 
 
 def test_a_mean_is_over_trainings_of_one_length(tmp_path: Path) -> None:
     for seed, accuracy, epochs in ((0, 0.4, 2), (1, 0.4, 2), (0, 0.9, None)):
         path = tmp_path / f"{seed}-{epochs}.json"
         path.write_text(json.dumps(result(seed, accuracy, max_epochs=epochs)))
-    cell = next(c for c in load_table("dynamic", 1, tmp_path).cells if (c.row, c.column) == ("0.25x", "S-NN"))
+    cell = next(
+        c for c in load_table("dynamic", 1, [tmp_path]).cells if (c.row, c.column) == ("0.25x", "S-NN")
+    )
     assert (cell.ours, cell.seeds, cell.notes) == (90, 1, ())
-    assert [r["subnets"][0]["accuracy"] for r in longest("resnet20_cifar10_snn", tmp_path)] == [0.9]
+    assert [r["subnets"][0]["accuracy"] for r in longest("resnet20_cifar10_snn", [tmp_path])] == [0.9]
     for family, seconds in (
         ("multi_path", {None: 300.0, 20: 90.0}),
         ("single_path", {None: 100.0, 20: 60.0}),
     ):
         for epochs, each in seconds.items():
-            record = {"task": "t", "family": family, "seconds": each, "max_epochs": epochs}
+            record = {"task": "t", "family": family, "seed": 0, "seconds": each, "max_epochs": epochs}
             (tmp_path / f"subnets-{family}-{epochs}.json").write_text(json.dumps(record))
-    assert sampling_times(tmp_path)["t"].startswith("multi-path sampling took 300 s, 3.00 times")
+    assert sampling_times([tmp_path])["t"].startswith("multi-path sampling took 300 s, 3.00 times")
     (tmp_path / "subnets-single_path-None.json").unlink()
-    assert sampling_times(tmp_path)["t"].startswith("multi-path sampling took 90 s, 1.50 times")
+    assert sampling_times([tmp_path])["t"].startswith("multi-path sampling took 90 s, 1.50 times")
 
 
 def all_four(seed: int, **more: object) -> dict[str, object]:
@@ -187,35 +196,41 @@ def all_four(seed: int, **more: object) -> dict[str, object]:
 
 
 def test_the_note_tells_what_both_kinds_of_sampling_took(tmp_path: Path) -> None:
-    assert sampling_times(tmp_path) == {}
+    assert sampling_times([tmp_path]) == {}
     for name, seconds in (("multi_path", (300.0, 500.0)), ("single_path", (100.0,)), ("nine", (9.0,))):
         for seed, each in enumerate(seconds):
-            record = {"task": "resnet20_cifar10", "family": name, "seconds": each, "smoke": False}
+            record = {
+                "task": "resnet20_cifar10",
+                "family": name,
+                "seed": seed,
+                "seconds": each,
+                "smoke": False,
+            }
             (tmp_path / str(seed)).mkdir(exist_ok=True)
             (tmp_path / str(seed) / f"subnets-{name}.json").write_text(json.dumps(record))
-    smoke = {"task": "resnet20_cifar10", "family": "single_path", "seconds": 1.0, "smoke": True}
+    smoke = {"task": "resnet20_cifar10", "family": "single_path", "seed": 0, "seconds": 1.0, "smoke": True}
     (tmp_path / "subnets-single_path.json").write_text(json.dumps(smoke))
-    (note,) = sampling_times(tmp_path).values()
+    (note,) = sampling_times([tmp_path]).values()
     assert note == (
         "multi-path sampling took 400 s, 4.00 times as long as single-path (100 s); the paper says "
         "about 2.75 times"
     )
-    assert note in load_table("dynamic", 3, tmp_path).note
-    assert note not in load_table("dynamic", 4, tmp_path).note
+    assert note in load_table("dynamic", 3, [tmp_path]).note
+    assert note not in load_table("dynamic", 4, [tmp_path]).note
 
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got dynamic 7; want one of: dynamic 1, "):
         load_table("dynamic", 7)
     with pytest.raises(ValueError, match="no such directory"):
-        load_table("dynamic", 1, tmp_path / "none")
+        load_table("dynamic", 1, [tmp_path / "none"])
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json: not JSON"):
-        load_table("dynamic", 1, tmp_path)
+        load_table("dynamic", 1, [tmp_path])
     for wrong in (result(0, "0.9"), result(0, 0.9, max_epochs="20")):  # pyright: ignore[reportArgumentType]
         (tmp_path / "broken.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=r"broken\.json: not a whole result"):
-            load_table("dynamic", 1, tmp_path)
+            load_table("dynamic", 1, [tmp_path])
 
 
 def test_kept_results_say_how_to_repeat_them() -> None:
@@ -227,6 +242,9 @@ def test_kept_results_say_how_to_repeat_them() -> None:
         torchrun = r"(torchrun --nproc-per-node \d+ -m )?"
         assert re.match(rf"{torchrun}rheostat train {kept['recipe']} ", kept["command"])
         assert not kept["smoke"]
-        # Subnets that do not nest have no artifact, and those of subnets trained alone are not kept.
-        assert kept["artifact"] is None or (path.parent / kept["artifact"]).exists()
+        # Of a recipe's seeds one artifact is kept; those of subnets trained alone are not, and without nesting is none.
+        if kept["artifact"] is not None:
+            program = read_program(path.parent / kept["artifact"])
+            assert all(program.provenance[key] == kept[key] for key in ("recipe", "seed"))
+            assert [info.accuracy for info in program.subnets] == [s["accuracy"] for s in kept["subnets"]]
         assert {"hardware", "epochs", "seconds", "seed", "commit", "num_test_images"} <= kept.keys()
