@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import resource
 import struct
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -503,6 +506,33 @@ def test_what_crashes_left_is_removed_and_what_others_write_is_not(old: Path) ->
         os.utime(path, (long_ago, long_ago))
     artifact.write(old, *toy())
     assert sorted(old.parent.iterdir()) == sorted([old, young, other, alike])
+
+
+def test_a_long_name_is_written_and_its_leftovers_removed(tmp_path: Path) -> None:
+    name = "ä" * 115 + ".safetensors"  # 242 bytes
+    stale = tmp_path / f".{'ä' * 100}.0123456789abcdef.tmp"
+    stale.touch()
+    os.utime(stale, (0, 0))
+    artifact.write(tmp_path / name, *toy())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("provenance", {"loss": math.nan}, "program.provenance['loss']: got nan"),
+        ("provenance", {"seed": np.int64(1)}, "program.provenance['seed']: got np.int64(1)"),
+        ("accuracy", math.nan, "program.subnets[0].accuracy: got nan"),
+    ],
+)
+def test_what_json_has_no_word_for_is_named(tmp_path: Path, field: str, value: Any, where: str) -> None:
+    program, tensors = toy()
+    if field == "accuracy":
+        first, *others = program.subnets
+        field, value = "subnets", (replace(first, accuracy=value), *others)
+    with pytest.raises(ArtifactError, match=re.escape(where)):
+        artifact.write(tmp_path / "a.safetensors", replace(program, **{field: value}), tensors)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:

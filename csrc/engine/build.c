@@ -199,7 +199,7 @@ static int32_t lay_out(rh_model *model) {
             layout->stride = value->compact ? layout->channels : rh_round_up(layout->channels, RH_LANES);
             const int64_t rows = value->height + 2LL * value->border[0],
                           columns = value->width + 2LL * value->border[1];
-            if (columns * layout->stride > INT32_MAX || columns * layout->stride * rows > INT32_MAX)
+            if (columns > INT32_MAX / layout->stride || rows > INT32_MAX / (columns * layout->stride))
                 return RH_TOO_LARGE;
             layout->pitch = (int32_t)(columns * layout->stride);
             layout->size = (int32_t)(rows * layout->pitch);

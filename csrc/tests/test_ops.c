@@ -216,6 +216,28 @@ static void test_refusals(void) {
     m->values[1].height = 10;
     check(rh_model_build(&m->desc, &model, &failed) == RH_INVALID && failed == 0, "shape", "refusals");
     case_free(m);
+    /* a border so wide that its size overflows 64 bits */
+    const int32_t one = 1, far = INT32_MAX;
+    const float weight = 1;
+    const int32_t inputs[1] = {0}, outputs[1] = {1};
+    const rh_value_desc values[2] = {{&one, &one, 1, 5, 1, 0, 0}, {&one, &one, 1, 3, 1, 0, 0}};
+    rh_op_desc conv = {0};
+    conv.kind = RH_CONV2D;
+    conv.inputs = inputs;
+    conv.num_inputs = 1;
+    conv.output = 1;
+    conv.residual = -1;
+    conv.group_inputs = 1;
+    conv.weight = &weight;
+    conv.weight_count = 1;
+    for (int d = 0; d < 2; d++) {
+        conv.kernel[d] = conv.dilation[d] = 1;
+        conv.stride[d] = far;
+        conv.padding[d] = d == 0 ? far : far / 2;
+    }
+    const rh_model_desc wide = {.values = values, .ops = &conv, .outputs = outputs,
+                                .num_values = 2, .num_ops = 1, .num_outputs = 1, .num_subnets = 1};
+    check(rh_model_build(&wide, &model, &failed) == RH_TOO_LARGE, "a border too wide", "refusals");
 }
 
 /* Two values of one pixel, of two segments of which two subnets keep as many as `kept` says, and a convolution of one

@@ -450,7 +450,7 @@ def _replace(target: str, chunks: list[bytes | memoryview]) -> None:
     """Write `chunks` to a new file beside `target`, sync it, rename it over `target` and sync the directory."""
     directory, name = os.path.split(target)
     _remove_stale(directory, name)
-    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(directory, f".{_cut(name)}.{secrets.token_hex(8)}.tmp")
     file = os.fdopen(
         os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
     )
@@ -473,9 +473,14 @@ def _replace(target: str, chunks: list[bytes | memoryview]) -> None:
             os.close(fd)
 
 
+def _cut(name: str) -> str:
+    """As much of a name as leaves room for more in one of 255 bytes, which file systems allow."""
+    return name.encode(errors="ignore")[:200].decode(errors="ignore")
+
+
 def _remove_stale(directory: str, name: str) -> None:
     """Remove temporary files of `name` that a crash left; a young one may belong to another process at work."""
-    pattern = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{16}\.tmp")
+    pattern = re.compile(re.escape(f".{_cut(name)}.") + r"[0-9a-f]{16}\.tmp")
     for path in Path(directory).iterdir():
         if pattern.fullmatch(path.name):
             with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import pairwise
+from types import NoneType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -407,21 +408,26 @@ def from_json(text: str) -> Program:
 
 
 def to_json(program: Program) -> str:
-    """The canonical text of a program: `to_json(from_json(t)) == t` for every `t` that `to_json` wrote."""
+    """The canonical text of a program: `to_json(from_json(t)) == t` for every `t` that `to_json` wrote.
 
-    def plain(x: object) -> Any:
+    Raises ArtifactError for what JSON has no word for: a number of NumPy's, NaN.
+    """
+
+    def plain(x: object, where: str) -> Any:
         if isinstance(x, Segment):
             return [x.full, list(x.kept)]
         if isinstance(x, (tuple, list)):
-            return [plain(v) for v in x]
+            return [plain(v, f"{where}[{i}]") for i, v in enumerate(x)]
         if isinstance(x, Mapping):
-            return {k: plain(v) for k, v in x.items()}
+            return {k: plain(v, f"{where}[{k!r}]") for k, v in x.items()}
         if hasattr(x, "__dataclass_fields__"):
-            data = {f.name: plain(getattr(x, f.name)) for f in fields(x)}  # type: ignore[arg-type]
+            data = {f.name: plain(getattr(x, f.name), f"{where}.{f.name}") for f in fields(x)}  # type: ignore[arg-type]
             return {"op": x.op, **data} if isinstance(x, Op) else data
+        if not isinstance(x, (str, int, float, NoneType)) or (isinstance(x, float) and not math.isfinite(x)):
+            refuse(where, x, "text, or a finite int or float of Python's")
         return x
 
-    data = plain(program)
+    data = plain(program, "program")
     version = VERSION if program.quant is None else VERSION_QUANT
     if program.quant is None:
         del data["quant"]

@@ -516,6 +516,21 @@ def test_runs_only_what_the_net_takes(source: CSource, tmp_path: Path) -> None:
         source.run(tmp_path, np.zeros((1, 8, 8), np.float32), 0)
 
 
+def test_the_host_refuses_a_level_that_a_byte_would_wrap(source: CSource) -> None:
+    host = source.compile(sanitize=True)
+    for level in ("256", "-1", "3"):
+        assert subprocess.run([host, level], input=b"", check=False, capture_output=True).returncode == 2
+
+
+def test_a_relative_folder_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny(tmp_path / "tiny.safetensors")
+    (tmp_path / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "c")
+    source = export_c(path, ".")
+    monkeypatch.chdir(tmp_path)
+    source.check(sanitize=False)
+
+
 def test_no_examples(source: CSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"examples: got none"):
         export_c(source.folder.parent / "tiny.safetensors", tmp_path, np.zeros((0, 1, 8, 8), np.float32))

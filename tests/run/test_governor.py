@@ -92,6 +92,17 @@ def test_latency_does_not_go_where_it_could_not_stay() -> None:
     assert (state.subnet, state.clean) == (1, 0)
 
 
+def test_latency_goes_up_past_a_subnet_that_a_larger_one_beats() -> None:
+    uneven = Profile((1,), ((1.0,), (2.0,), (3.0,), (4.0,)), ((1.2,), (9.0,), (3.3,), (4.4,)))
+    governor = LatencyGovernor(uneven, budget_ms=8.0, clean=1)
+    state, seen = governor.cap(None, Observation(subnet=3, p95_ms=40.0)), []
+    for _ in range(3):
+        seen.append(state.subnet)
+        p95_ms = uneven.latency_ms_p95[state.subnet][0]
+        state = governor.cap(state, Observation(subnet=state.subnet, p95_ms=p95_ms))
+    assert [*seen, state.subnet] == [0, 2, 3, 3]
+
+
 @given(st.integers(0, 3), st.integers(0, 3), st.floats(0.1, 100), st.floats(0.1, 100))
 def test_a_higher_latency_never_raises_the_cap(held: int, ran: int, one: float, other: float) -> None:
     state = Cap(held, clean=2)
@@ -240,7 +251,9 @@ def test_settings_that_make_no_sense(kind: type, settings: dict[str, float]) -> 
         {"energy_mj": ()},
         {"energy_mj": (1.0, 0.0)},
         {"capacity_j": 0.0},
+        {"capacity_j": math.inf},
         {"horizon_s": math.nan},
+        {"gain": math.nan},
         {"reserve": 0.5, "start": 0.4},
         {"low": 0.5},
     ],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rheostat import CapSlack, Decision, Fixed, Observation, Profile, arrival_rate, choose
+from rheostat import CapSlack, Decision, Fixed, Observation, Profile, Signals, arrival_rate, choose
 from rheostat.run.policy import Policy, SlackFit
 
 latencies = st.lists(st.floats(0, 1e3), min_size=1, max_size=9)
@@ -172,6 +172,7 @@ def test_fixed_sheds_what_it_cannot_answer() -> None:
         {"slowdown": 0.0},
         {"slowdown": math.nan},
         {"p95_ms": math.nan},
+        {"subnet": -1},
     ],
 )
 def test_observations_that_make_no_sense(wrong: dict[str, float]) -> None:
@@ -179,6 +180,22 @@ def test_observations_that_make_no_sense(wrong: dict[str, float]) -> None:
         Observation(**wrong)
     with pytest.raises(ValueError, match=r"arrival_rate: .*previous=nan"):
         arrival_rate(math.nan, 1.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"battery": 80.0},
+        {"battery": math.nan},
+        {"harvest_w": math.inf},
+        {"temp_c": math.nan},
+        {"cpu_quota": -1.0},
+        {"pressure": 12.5},
+    ],
+)
+def test_signals_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"Signals\(.*want a battery and a pressure from 0 to 1"):
+        Signals(**wrong)
 
 
 def test_a_deadline_that_is_no_number_is_not_late() -> None:

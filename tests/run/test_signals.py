@@ -66,6 +66,8 @@ def test_the_tightest_quota_of_all_groups_counts(tmp_path: Path) -> None:
         {"proc/self/cgroup": "garbage", "sys/fs/cgroup/cpu.max": "1 0\n"},
         {"proc/pressure/cpu": "some avg10=\n"},
         {"proc/pressure/cpu": "some total=3\n"},
+        *({"proc/pressure/cpu": f"some avg10={word}\n"} for word in ("nan", "1e400", "-5")),
+        {"sys/class/thermal/thermal_zone0/temp": "9" * 400},
     ],
 )
 def test_what_is_absent_or_makes_no_sense_is_none(tmp_path: Path, files: dict[str, str]) -> None:

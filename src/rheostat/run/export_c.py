@@ -164,16 +164,17 @@ def export_c(
             engine.select(k)
             ys = engine(examples)
             outputs.append(ys if isinstance(ys, tuple) else (ys,))
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "net.h": writer.header(),
+        "net.c": writer.source(),
+        "net_golden.h": _golden(program, examples, outputs),
+    }
     for name in (*KERNELS, "rh_float.h" if program.quant is None else "rh_integer.h"):
-        (folder / name).write_bytes(Path(__file__).with_name("mcu").joinpath(name).read_bytes())
-    for name, text in (
-        ("net.h", writer.header()),
-        ("net.c", writer.source()),
-        ("net_golden.h", _golden(program, examples, outputs)),
-    ):
-        (folder / name).write_text(text, encoding="ascii")
+        texts[name] = Path(__file__).with_name("mcu").joinpath(name).read_text(encoding="ascii")
+    folder = Path(out_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="ascii", newline="\n")
     return CSource(folder, program, tuple(writer.constant_bytes), writer.arena_bytes, writer.column_bytes)
 
 

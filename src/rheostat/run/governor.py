@@ -47,8 +47,9 @@ class LatencyGovernor:
     """Keeps the 95th percentile of the latency within a budget: for loops without a queue to look at.
 
     Down at once, as far as the profile says is needed: latencies are taken to scale with those of the profile, so that
-    a machine slower than the profile is no trouble. Up by one subnet after `clean` windows in a row in which the next
-    one would have stayed within `restore` of the budget; a window in which nothing ran is clean. Call it every few
+    a machine slower than the profile is no trouble. Up by one subnet (past any that a larger one beats in time) after
+    `clean` windows in a row in which that one would have stayed within `restore` of the budget; a window in which
+    nothing ran is clean. Call it every few
     budgets: at a budget of 25 ms a window of 20 ms was far better than one of 250 ms.
 
     Raises ValueError for a budget not above 0, clean below 1 or restore outside 0 to 1.
@@ -91,12 +92,15 @@ class LatencyGovernor:
             return Cap(subnet, "latency", at_ms=now_ms, since_ms=since_ms)
         if state.subnet == last:
             return Cap(last, at_ms=now_ms, since_ms=state.since_ms)
-        if scale * times[state.subnet + 1] > self.restore * self.budget_ms:
+        # Past those that the profile has as slower than a larger one: `choose` would never take them.
+        up = next(
+            k for k in range(state.subnet + 1, last + 1) if times[k] < min(times[k + 1 :], default=math.inf)
+        )
+        if scale * times[up] > self.restore * self.budget_ms:
             return replace(state, clean=0, at_ms=now_ms)
         if state.clean + 1 < self.clean:
             return replace(state, clean=state.clean + 1, at_ms=now_ms)
-        reason = "" if state.subnet + 1 == last else state.reason
-        return Cap(state.subnet + 1, reason, at_ms=now_ms, since_ms=now_ms)
+        return Cap(up, "" if up == last else state.reason, at_ms=now_ms, since_ms=now_ms)
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,15 @@ class EnergyGovernor:
     dwell_ms: float = 5000.0
 
     def __post_init__(self) -> None:
-        if not self.energy_mj or not all(energy > 0 for energy in self.energy_mj):
+        if len(self.energy_mj) == 0 or not all(0 < energy < math.inf for energy in self.energy_mj):
             raise ValueError(f"EnergyGovernor: got energy_mj={self.energy_mj}; want one above 0 per subnet")
-        if not (self.capacity_j > 0 and self.horizon_s > 0):
+        if not (0 < self.capacity_j < math.inf and 0 < self.horizon_s < math.inf):
             raise ValueError(
                 f"EnergyGovernor: got capacity_j={self.capacity_j}, horizon_s={self.horizon_s}; want above 0"
             )
+        others = {name: getattr(self, name) for name in ("start_ms", "idle_w", "gain", "dwell_ms")}
+        if not all(math.isfinite(value) for value in others.values()):
+            raise ValueError(f"EnergyGovernor: got {others}; want finite numbers")
         if not (0 <= self.reserve <= self.start <= 1 and 0 <= self.low <= self.restored <= 1):
             raise ValueError(
                 f"EnergyGovernor: got reserve={self.reserve}, start={self.start}, low={self.low}, "

@@ -137,6 +137,8 @@ class Signals:
     watts (a forecast of yours; what is harvested now is the simplest). temp_c: hottest sensor. cpu_quota: processors
     that the control group may use. pressure: share of the last 10 s in which something waited for a processor.
 
+    Raises ValueError for numbers that make no sense, a battery in percent among them.
+
     >>> Signals(battery=0.8).temp_c is None
     True
     """
@@ -147,6 +149,19 @@ class Signals:
     temp_c: float | None = None
     cpu_quota: float | None = None
     pressure: float | None = None
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails as well.
+        if not (
+            (self.battery is None or 0 <= self.battery <= 1)
+            and (self.harvest_w is None or abs(self.harvest_w) < math.inf)
+            and (self.temp_c is None or abs(self.temp_c) < math.inf)
+            and (self.cpu_quota is None or self.cpu_quota >= 0)
+            and (self.pressure is None or 0 <= self.pressure <= 1)
+        ):
+            raise ValueError(
+                f"{self}: want a battery and a pressure from 0 to 1, a quota of 0 or more, no NaN"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,11 +193,13 @@ class Observation:
             and self.arrivals_per_s >= 0
             and self.workers >= 1
             and 0 < self.slowdown < math.inf
+            and (self.subnet is None or self.subnet >= 0)
             and (self.p95_ms is None or self.p95_ms >= 0)
         ):
             raise ValueError(
                 f"Observation: got now_ms={self.now_ms}, arrivals_per_s={self.arrivals_per_s}, workers={self.workers}, "
-                f"slowdown={self.slowdown}, p95_ms={self.p95_ms}; want a time, 0 or more, 1 or more, above 0, 0 or more"
+                f"slowdown={self.slowdown}, subnet={self.subnet}, p95_ms={self.p95_ms}; want a time, 0 or more, "
+                "1 or more, above 0, 0 or more, 0 or more"
             )
 
 

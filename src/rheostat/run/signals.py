@@ -39,7 +39,7 @@ def _text(path: Path) -> str:
 def _number(text: str) -> float | None:
     try:
         return float(int(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -96,7 +96,8 @@ def _pressure(path: Path) -> float | None:
                 name, _, value = word.partition("=")
                 if name == "avg10":
                     try:
-                        return float(value) / 100
+                        share = float(value) / 100
                     except ValueError:
                         return None
+                    return share if 0 <= share <= 1 else None
     return None

@@ -23,7 +23,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     const int level = atoi(argv[1]);
-    if (level < 0 || net_switch((uint8_t)level) != NET_OK) return 2;
+    if (level < 0 || level >= NET_LEVELS || net_switch((uint8_t)level) != NET_OK) return 2;
     while (fread(x, sizeof x, 1, stdin) == 1) {
         if (net_run(x, y) != NET_OK || fwrite(y, sizeof *y, sizes[level], stdout) != sizes[level]) return 3;
     }
