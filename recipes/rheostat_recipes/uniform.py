@@ -169,6 +169,17 @@ def resnet20_cifar10_nine_uniform(run: Run) -> Result:
     return together("resnet20_cifar10_nine_uniform", run, CIFAR10, NINE_WIDTHS, sandwich=True)
 
 
+def resnet20_cifar10_nine_distill20(run: Run) -> Result:
+    """Nine uniform widths of ResNet-20 on CIFAR-10, taught by a ResNet-20, the sandwich rule (Figure 7, taught).
+
+    Command: `rheostat train resnet20_cifar10_nine_distill20 --data DIR`, with the published weights in DIR: see
+    `resnet20_cifar10_distill`. Expected: unknown, not in the paper. Time: as `resnet20_cifar10_nine_uniform`.
+    """
+    return _distilled(
+        "resnet20_cifar10_nine_distill20", run, resnet20(), "resnet20-12fca82f.th", NINE_WIDTHS, sandwich=True
+    )
+
+
 def resnet50_imagenet_snn(run: Run) -> Result:
     """ResNet-50 on ImageNet from labels alone (Table 2, S-NN).
 
@@ -277,14 +288,22 @@ def published(recipe: str, run: Run) -> Path:
     return run.data_dir
 
 
-def _distilled(recipe: str, run: Run, teacher: CifarResNet, weights: str) -> Result:
+def _distilled(
+    recipe: str,
+    run: Run,
+    teacher: CifarResNet,
+    weights: str,
+    widths: Sequence[float] = WIDTHS,
+    *,
+    sandwich: bool = False,
+) -> Result:
     """ResNet-20 from published weights, taught by another published network."""
     student = resnet20()
     if not run.smoke:
         folder = published(recipe, run) / "resnet_cifar10"
         load_published(student, folder / "resnet20-12fca82f.th")
         load_published(teacher, folder / weights)
-    return together(recipe, run, CIFAR10, student=student, teacher=teacher)
+    return together(recipe, run, CIFAR10, widths, student=student, teacher=teacher, sandwich=sandwich)
 
 
 def _rounded(recipe: str, run: Run, bits: int) -> Result:
@@ -357,6 +376,7 @@ RECIPES: tuple[Recipe, ...] = (
     resnet20_cifar10_16b,
     resnet20_cifar10_8b,
     resnet20_cifar10_nine_uniform,
+    resnet20_cifar10_nine_distill20,
     resnet18_imagenette_snn,
     resnet18_imagenette_snn_individual,
     resnet18_imagenet_snn,
