@@ -288,7 +288,7 @@ def pretended(trained: Path, tmp_path: Path) -> Path:
     """Results of the figures' recipes, all with the digits' artifact."""
     (tmp_path / "net.safetensors").write_bytes(trained.read_bytes())
     subnets = [asdict(info) for info in artifact.read_program(trained).subnets]
-    recipes = ("snn", "multi_path", "nine", "nine_uniform")
+    recipes = ("snn", "multi_path", "nine", "nine_uniform", "nine_distill20")
     for seed, recipe in enumerate((*recipes, "nine")):
         record = {"recipe": f"resnet20_cifar10_{recipe}", "seed": seed, "subnets": subnets}
         record |= {"artifact": "net.safetensors", "smoke": False}
@@ -311,7 +311,7 @@ def test_figure(number: int, pretended: Path, tmp_path: Path) -> None:
         assert all(curve["accuracy"] == shares and min(curve["cost"]) > 0 for curve in cpu)
     else:
         (curves,) = numbers.values()
-        assert [curve["name"] for curve in curves] == ["S-NN", "Ours-M"]
+        assert [curve["name"] for curve in curves] == ["S-NN", "Ours-M", "S-NN with a teacher"]
         assert curves[1]["cost"] == [info.macs / 1e6 for info in program.subnets]
         assert curves[1]["accuracy"] == pytest.approx(shares)
     assert (tmp_path / "figure.svg").read_text(encoding="utf-8").startswith("<?xml")
