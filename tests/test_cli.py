@@ -229,6 +229,18 @@ def test_table() -> None:
     assert "43.49 /" in text
 
 
+def test_table_shows_how_far_seeds_lie_apart(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.79, 0.80, 0.82)):
+        subnets = [{"name": "0.25", "parameters": 17326, "accuracy": accuracy}]
+        record = {"recipe": "resnet20_cifar10_snn", "seed": seed, "smoke": False, "subnets": subnets}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record))
+    text = invoke("table", "dynamic", 3, "--results", tmp_path)
+    (row,) = (line.split() for line in text.splitlines() if line.startswith(" S-NN 1 "))
+    assert row[row.index("80.33") + 1] == "±1.5"
+    assert row[row.index("1.73") + 1][0] != "±"  # all seeds alike
+    assert "mean of 3 seeds, ± half their range" in text
+
+
 def test_table_says_what_is_missing_and_how_to_run_it(tmp_path: Path) -> None:
     text = invoke("table", "dynamic", 5, "--seeds", "0,2")
     assert "resnet20_cifar10_distill32, seed 0, 2\n" in text

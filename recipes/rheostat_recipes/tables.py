@@ -210,7 +210,7 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     notes = [cell["note"]] if "note" in cell else []
     notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]
     notes += dict.fromkeys(f"ours: {note}" for result in measured if (note := result.get("note")))
-    notes += [f"ours: mean of {len(numbers)} seeds"] if len(numbers) > 1 else []
+    notes += [f"ours: mean of {len(numbers)} seeds, ± half their range"] if len(numbers) > 1 else []
     return Cell(
         row=cell["row"],
         column=cell["column"],

@@ -491,7 +491,8 @@ def _print_table(shown: PaperTable) -> None:
 
     def text(cell: Cell) -> str:
         numbers = f"{_number(cell.paper)} / {_number(cell.ours)}"
-        return " ".join(filter(None, (numbers, "".join(marks[note] for note in cell.notes))))
+        around = f"±{_number(round(cell.spread / 2, 2))}" if cell.spread else ""
+        return " ".join(filter(None, (numbers, around, "".join(marks[note] for note in cell.notes))))
 
     units = {cell.column: cell.unit for cell in shown.cells}
     cells = {(cell.row, cell.column): text(cell) for cell in shown.cells}

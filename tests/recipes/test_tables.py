@@ -109,7 +109,12 @@ def test_ours_is_the_mean_over_seeds(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1, 2]")
     cells = {(c.row, c.column): c for c in load_table("dynamic", 1, [tmp_path]).cells}
     ours = cells["0.25x", "S-NN"]
-    assert (ours.ours, ours.seeds, ours.spread, ours.notes) == (80.33, 3, 3.0, ("ours: mean of 3 seeds",))
+    assert (ours.ours, ours.seeds, ours.spread, ours.notes) == (
+        80.33,
+        3,
+        3.0,
+        ("ours: mean of 3 seeds, ± half their range",),
+    )
     assert (ours.commit, ours.hardware) == ("abc", "a machine")
     assert ours.recipe == "resnet20_cifar10_snn"
     unmeasured = cells["0.25x", "FP"]
