@@ -173,7 +173,8 @@ def resnet20_cifar10_nine_distill20(run: Run) -> Result:
     """Nine uniform widths of ResNet-20 on CIFAR-10, taught by a ResNet-20, the sandwich rule (Figure 7, taught).
 
     Command: `rheostat train resnet20_cifar10_nine_distill20 --data DIR`, with the published weights in DIR: see
-    `resnet20_cifar10_distill`. Expected: unknown, not in the paper. Time: as `resnet20_cifar10_nine_uniform`.
+    `resnet20_cifar10_distill`. Expected: not in the paper; with `--epochs 20`: 80.2 to 90.9 %.
+    Time: then 75 minutes on one core.
     """
     return _distilled(
         "resnet20_cifar10_nine_distill20", run, resnet20(), "resnet20-12fca82f.th", NINE_WIDTHS, sandwich=True
