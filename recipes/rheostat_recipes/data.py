@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rheostat_recipes.files import ImageFiles, decode, image_folder
+from rheostat_recipes.files import ImageFiles, decode, image_folders
 from rheostat_recipes.speech import recordings
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -117,8 +117,7 @@ def load(name: str, data_dir: str | Path | None = None, shape: tuple[int, ...] =
         return Images("speech_wav", *arrays, mean=(mean,), std=(std,))
     if name == "imagenette":
         return Images("imagenette", *_imagenette(folder), **IMAGENET)
-    train, test = (image_folder(folder / "imagenet" / part, 224, short=256) for part in ("train", "val"))
-    return Images("imagenet", *train, *test, **IMAGENET)
+    return Images("imagenet", *image_folders(folder / "imagenet", 224, short=256), **IMAGENET)
 
 
 def _digits(shape: tuple[int, ...]) -> Images:
@@ -269,9 +268,7 @@ def _imagenette(data_dir: Path) -> Arrays:
         raise ValueError(
             f"{path}: no such file, nor the folder imagenette2; want --data DIR with one of them"
         )
-    (train_files, y_train), (test_files, y_test) = (
-        image_folder(folder / part, 112, short=112) for part in ("train", "val")
-    )
+    train_files, y_train, test_files, y_test = image_folders(folder, 112, short=112)
     return train_files[:], y_train, test_files[:], y_test
 
 

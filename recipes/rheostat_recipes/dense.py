@@ -49,7 +49,7 @@ def lenet5(run: Run) -> Dense:
             test,
             epochs=run.epochs(15),
             optimizer=lambda groups: torch.optim.Adam(groups, lr=2e-3),
-            warmup=1,
+            warmup=run.warmup(15),
         )
 
 
@@ -113,7 +113,7 @@ def squeezenext(run: Run, data: str = "imagenette") -> Dense:
         epochs=run.epochs(120 if large else 80),
         lr=0.4 if large else 0.1,
         weight_decay=1e-4,
-        warmup=0.6 if large else 1,
+        warmup=0.6 * run.warmup(120) if large else run.warmup(80),
         precision="float32" if run.smoke else "bfloat16",
         compile=not run.smoke,
         channels_last=True,

@@ -47,17 +47,29 @@ class ImageFiles:
         return window(decode(self.paths[index]), self.size, random).transpose(2, 0, 1)
 
 
-def image_folder(folder: Path, size: int, short: int) -> tuple[ImageFiles, np.ndarray]:
-    """Find the images of `folder/<class>/`, class after class, and their labels int64 [N]; classes sort by name.
+def image_folders(
+    folder: Path, size: int, short: int
+) -> tuple[ImageFiles, np.ndarray, ImageFiles, np.ndarray]:
+    """Find the images of `folder/train/<class>/` and `folder/val/<class>/`, and the labels int64 [N] of each.
 
-    Raises ValueError when there are none.
+    Classes are numbered in the order of their names; folders without images do not count. Raises ValueError when there
+    are none, or other ones in `val` than in `train`.
     """
-    classes = sorted(path for path in folder.glob("*") if path.is_dir())
-    found = [sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) for path in classes]
-    if not any(found):
-        raise ValueError(f"{folder}: no folder of images; want one a class, {folder}/<class>/*.JPEG")
-    labels = np.repeat(np.arange(len(found)), [len(paths) for paths in found])
-    return ImageFiles(tuple(path for paths in found for path in paths), size, short), labels
+    found: list[dict[str, list[Path]]] = []
+    for part in ("train", "val"):
+        classes = sorted(path for path in (folder / part).glob("*") if path.is_dir())
+        images = {c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in SUFFIXES) for c in classes}
+        found.append({name: paths for name, paths in images.items() if paths})
+        if not found[-1]:
+            raise ValueError(f"{folder / part}: no folder of images; want one a class, {part}/<class>/*.JPEG")
+    train, test = found
+    if differing := sorted(train.keys() ^ test.keys()):
+        raise ValueError(
+            f"{folder}: class {differing[0]!r} is in one of train and val only; want the same in both"
+        )
+    files = [ImageFiles(tuple(p for paths in part.values() for p in paths), size, short) for part in found]
+    labels = [np.repeat(np.arange(len(part)), [len(paths) for paths in part.values()]) for part in found]
+    return files[0], labels[0], files[1], labels[1]
 
 
 def decode(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:

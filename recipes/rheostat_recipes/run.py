@@ -32,7 +32,8 @@ class Run:
     data_dir: data sets and published weights; None for Hugging Face `datasets`.
     smoke: a minute instead of hours: enlarged digits stand in for the data, two epochs for the training.
     shared: directory of what several recipes build on, each part in PART-SEED; None for `out`.
-    max_epochs: no training takes longer, whatever the recipe says; the result is marked. None for full length.
+    max_epochs: no training takes longer, whatever the recipe says, and no sampling than three times that; the result is
+        marked. None for full length.
     """
 
     out: Path
@@ -58,6 +59,10 @@ class Run:
         """Return the recipe's number of epochs, at most `max_epochs`, or in a smoke run two."""
         full = 2 if self.smoke else full
         return min(full, self.max_epochs or full)
+
+    def warmup(self, full: int) -> float:
+        """Return the epochs in which the learning rate rises: one, or half of a training of one."""
+        return min(1, self.epochs(full) / 2)
 
     def device(self) -> torch.device:
         """Return the accelerator where there is one, otherwise the processor."""
@@ -223,7 +228,8 @@ def finish(recipe: str, run: Run, net: rh.Supernet, images: Images, seconds: Seq
     if artifact is not None and is_first():
         rh.save(net, artifact, provenance=provenance(recipe, run, images))
     sparsity = [_sparsity(net, k) for k in range(len(net))] if net.levels else None
-    return put_down(recipe, run, net.infos, images, len(seconds), sum(seconds), artifact, sparsity=sparsity)
+    infos = rh.cost(artifact) if artifact is not None and is_first() else net.infos
+    return put_down(recipe, run, infos, images, len(seconds), sum(seconds), artifact, sparsity=sparsity)
 
 
 def provenance(recipe: str, run: Run, images: Images) -> dict[str, str | int]:

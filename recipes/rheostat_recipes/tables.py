@@ -117,7 +117,10 @@ def missing(
 
 
 def sampling_times(folders: Sequence[Path] = (KEPT,)) -> dict[str, str]:
-    """Say for each network how long multi-path sampling took and how much longer than single-path: means over seeds."""
+    """Say for each network how long multi-path sampling took, and how much longer than single-path.
+
+    Means over the seeds with which both have been run.
+    """
     seconds: dict[tuple[str, str, float], dict[int, float]] = {}
     for record, path in _json_files(folders, "subnets-*.json"):
         kinds = {"task": str, "family": str, "seed": int, "seconds": (int, float)}
@@ -126,13 +129,16 @@ def sampling_times(folders: Sequence[Path] = (KEPT,)) -> dict[str, str]:
         if not record.get("smoke"):
             key = (record["task"], record["family"], _length(record))
             seconds.setdefault(key, {})[record["seed"]] = record["seconds"]
-    means = {key: sum(seeds.values()) / len(seeds) for key, seeds in sorted(seconds.items())}
-    return {  # of several lengths the longest
-        task: f"multi-path sampling took {multi:.0f} s, {multi / single:.2f} times as long as single-path "
-        f"({single:.0f} s){'' if length == math.inf else f', with --epochs {length}'}; the paper says about 2.75 times"
-        for (task, family, length), multi in means.items()
-        if family == "multi_path" and (single := means.get((task, "single_path", length)))
-    }
+    told = {}
+    for (task, family, length), multi in sorted(seconds.items()):  # of several lengths the longest
+        single = seconds.get((task, "single_path", length), {})
+        if family == "multi_path" and (seeds := multi.keys() & single.keys()):
+            one, many = (sum(times[seed] for seed in seeds) / len(seeds) for times in (single, multi))
+            told[task] = (
+                f"multi-path sampling took {many:.0f} s, {many / one:.2f} times as long as single-path ({one:.0f} s)"
+                f"{'' if length == math.inf else f', with --epochs {length}'}; the paper says about 2.75 times"
+            )
+    return told
 
 
 def load_results(folders: Sequence[Path] = (KEPT,)) -> list[dict[str, Any]]:
@@ -208,7 +214,9 @@ def _cell(cell: dict[str, Any], results: Sequence[dict[str, Any]]) -> Cell:
     numbers = [number(result) / factor for result in measured]
     short = {_length(result) for result in measured} - {math.inf}
     notes = [cell["note"]] if "note" in cell else []
-    notes += [f"ours: no training longer than {epochs} epochs" for epochs in short]
+    notes += [
+        f"ours: no training longer than {epochs} epochs, no sampling than {3 * epochs}" for epochs in short
+    ]
     notes += dict.fromkeys(f"ours: {note}" for result in measured if (note := result.get("note")))
     notes += [f"ours: mean of {len(numbers)} seeds, ± half their range"] if len(numbers) > 1 else []
     return Cell(

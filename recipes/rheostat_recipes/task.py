@@ -73,13 +73,14 @@ class Task:
         loss_weights: Sequence[float] | None = None,
     ) -> list[float]:
         """Train all subnets of `net` together, or some of them; the seconds of each epoch."""
+        epochs = epochs or self.epochs
         history = rh.fit(
             net,
             train,
-            epochs=run.epochs(epochs or self.epochs),
+            epochs=run.epochs(epochs),
             lr=0.1,
             weight_decay=1e-4,
-            warmup=1,
+            warmup=run.warmup(epochs),
             teacher=teacher,
             distill=0.9,
             sandwich=sandwich,

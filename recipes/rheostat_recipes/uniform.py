@@ -56,7 +56,7 @@ def digits(run: Run) -> Result:
             net,
             train,
             epochs=run.epochs(16),
-            warmup=1,
+            warmup=run.warmup(16),
             validation=test,
             checkpoint=run.checkpoint(),
             resume=run.resume,
@@ -82,7 +82,7 @@ def lenet5_mnist(run: Run) -> Result:
             epochs=run.epochs(30),
             # SGD leaves the quarter width, 3,077 parameters, at 97.9 %.
             optimizer=lambda groups: torch.optim.Adam(groups, lr=2e-3),
-            warmup=1,
+            warmup=run.warmup(30),
             validation=test,
             checkpoint=run.checkpoint(),
             resume=run.resume,

@@ -91,7 +91,12 @@ ArtifactPath = Annotated[
 DataDir = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of packed data sets.")]
 MaxEpochs = Annotated[
     int | None,
-    typer.Option("--epochs", metavar="N", min=1, help="No training longer than this; the result says so."),
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        min=1,
+        help="No training longer than this, no sampling than three times this; the result says so.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Threads = Annotated[

@@ -303,7 +303,14 @@ def folders(tmp_path: Path) -> Path:
                     pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 200
                     (tmp_path / folder / part / name / f"{number}.JPEG").write_bytes(encoded(pixels, "PNG"))
     (tmp_path / "imagenet" / "train" / "n01" / "notes.txt").write_text("not an image")
+    (tmp_path / "imagenet" / "val" / ".hidden").mkdir()
     return tmp_path
+
+
+def test_other_classes_in_the_test_than_in_training(folders: Path) -> None:
+    (folders / "imagenet" / "val" / "n01").rename(folders / "imagenet" / "val" / "n00")
+    with pytest.raises(ValueError, match="imagenet: class 'n00' is in one of train and val only"):
+        load("imagenet", folders)
 
 
 def test_folders_of_images(folders: Path) -> None:

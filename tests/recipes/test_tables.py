@@ -159,7 +159,7 @@ def test_short_runs_are_marked_and_missing_until_a_full_one_takes_their_place(tm
     cell = next(
         c for c in load_table("dynamic", 1, [tmp_path]).cells if (c.row, c.column) == ("0.25x", "S-NN")
     )
-    assert (cell.ours, cell.notes) == (70, ("ours: no training longer than 20 epochs",))
+    assert (cell.ours, cell.notes) == (70, ("ours: no training longer than 20 epochs, no sampling than 60",))
     assert (
         missing(needs, [tmp_path])
         == missing(needs, [tmp_path], max_epochs=21)
@@ -200,6 +200,17 @@ def all_four(seed: int, **more: object) -> dict[str, object]:
     return {**result(seed, 0.8, **more), "subnets": subnets}
 
 
+def test_sampling_times_are_compared_on_seeds_that_both_have(tmp_path: Path) -> None:
+    for family, seed, seconds in (
+        ("multi_path", 0, 100.0),
+        ("multi_path", 1, 900.0),
+        ("single_path", 0, 50.0),
+    ):
+        record = {"task": "t", "family": family, "seed": seed, "seconds": seconds}
+        (tmp_path / f"subnets-{family}-{seed}.json").write_text(json.dumps(record))
+    assert sampling_times([tmp_path])["t"].startswith("multi-path sampling took 100 s, 2.00 times")
+
+
 def test_the_note_tells_what_both_kinds_of_sampling_took(tmp_path: Path) -> None:
     assert sampling_times([tmp_path]) == {}
     for name, seconds in (("multi_path", (300.0, 500.0)), ("single_path", (100.0,)), ("nine", (9.0,))):
@@ -217,7 +228,7 @@ def test_the_note_tells_what_both_kinds_of_sampling_took(tmp_path: Path) -> None
     (tmp_path / "subnets-single_path.json").write_text(json.dumps(smoke))
     (note,) = sampling_times([tmp_path]).values()
     assert note == (
-        "multi-path sampling took 400 s, 4.00 times as long as single-path (100 s); the paper says "
+        "multi-path sampling took 300 s, 3.00 times as long as single-path (100 s); the paper says "
         "about 2.75 times"
     )
     assert note in load_table("dynamic", 3, [tmp_path]).note

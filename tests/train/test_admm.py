@@ -421,3 +421,7 @@ def test_bad_gradual() -> None:
         rh.gradual(net, 1.5, num_steps=3)
     with pytest.raises(ValueError, match=r"gradual: weight: got NM\(n=2, m=4\), which keeps one number"):
         rh.gradual(net, 0.5, rh.NM(2, 4), num_steps=3)
+    with pytest.raises(ValueError, match=r"gradual: weight: .*keeps 0 of"):
+        rh.gradual(net, 0.999, num_steps=3)
+    with pytest.raises(ValueError, match="gradual: got a Linear; want a Supernet"):
+        rh.gradual(nn.Linear(2, 2), 0.5, num_steps=3)  # pyright: ignore[reportArgumentType]

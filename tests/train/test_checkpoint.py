@@ -139,9 +139,9 @@ def damage(path: Path, kind: str) -> None:
     elif kind == "another file":
         save_file({"weight": torch.zeros(3)}, path)
     elif kind == "no content":
-        save_file({"net.x": torch.zeros(3)}, path, {"format": "rheostat-checkpoint 1"})
+        save_file({"net.x": torch.zeros(3)}, path, {"format": "rheostat-checkpoint 2"})
     elif kind == "not JSON":
-        save_file({"net.x": torch.zeros(3)}, path, {"format": "rheostat-checkpoint 1", "content": "{"})
+        save_file({"net.x": torch.zeros(3)}, path, {"format": "rheostat-checkpoint 2", "content": "{"})
 
 
 @pytest.mark.parametrize(

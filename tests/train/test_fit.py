@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from rheostat.train.checkpoint import read
 from rheostat.train.criteria import taylor
@@ -414,6 +414,46 @@ def test_every_width_learns_digits(settings: dict[str, Any]) -> None:
     assert [info.accuracy for info in net.infos] == list(history[-1].validation.values())
 
 
+def test_accuracies_of_weights_that_have_moved_since_are_dropped() -> None:
+    def known() -> list[bool]:
+        return [info.accuracy is not None for info in net.infos]
+
+    net = supernet((0.5, 0.75, 1.0))
+    fit(net, [batch()], epochs=1, validation=[batch()], progress=False)
+    assert known() == [True] * 3
+    net.freeze_except_(1)
+    fit(net, [batch()], epochs=1, subnets=[1], validation=[batch()], progress=False)
+    assert known() == [True, True, False]
+    net.freeze_except_(None)
+    fit(net, [batch()], epochs=1, progress=False)
+    assert known() == [False] * 3
+    net.record(0, accuracy=0.5, latency_ms_p50=1.0)
+    recalibrate(net, [batch()])
+    assert known() == [False] * 3
+    assert net.infos[0].latency_ms_p50 == 1.0
+
+
+def test_a_subnet_that_was_not_drawn_has_no_loss() -> None:
+    net = supernet(tuple(k / 8 for k in range(1, 9)))
+    (record,) = fit(net, [batch()], epochs=1, sandwich=True, progress=False)
+    drawn = [net.names[k] for k in _sandwich_picks(8, 1, 0, 0)[0]]
+    assert list(record.loss) == list(record.accuracy) == drawn
+    assert min(record.loss.values()) > 0
+
+
+def test_an_optimizer_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    other = Small()
+    with pytest.raises(ValueError, match="parameters that are not the supernet's"):
+        fit(
+            supernet(),
+            [batch()],
+            epochs=1,
+            optimizer=lambda _: torch.optim.Adam(other.parameters()),
+            checkpoint=tmp_path / "c",
+            progress=False,
+        )
+
+
 def test_a_record_holds_the_means_of_its_epoch() -> None:
     net, twin = supernet(), supernet()
     batches = [batch(16, 1), batch(8, 2)]
@@ -557,6 +597,21 @@ def test_evaluate_counts_right_answers_in_eval_mode() -> None:
         evaluate(nn.Identity(), [(x, y)])
 
 
+class Slowing(torch.optim.SGD):
+    """Counts its steps in its groups, as optimizers without a schedule do, and takes ever smaller ones."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, 0.5)
+        for group in self.param_groups:
+            group["k"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["lr"] /= group["k"]
+        return super().step(closure)
+
+
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
@@ -570,6 +625,7 @@ class Stopping:
     def __init__(self, inner: Any, epoch: int) -> None:
         self.inner, self.left = inner, epoch * len(inner) + len(inner) // 2
         self.generator = getattr(inner, "generator", None)
+        self.sampler = getattr(inner, "sampler", None)
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -586,12 +642,15 @@ def shuffled(generator: torch.Generator | None) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*batch(64)), 8, shuffle=True, generator=generator)
 
 
-@pytest.mark.parametrize("own_generator", [False, True])
-@pytest.mark.parametrize("adam", [False, True])
-def test_stopped_and_resumed_is_the_same_as_straight(tmp_path: Path, own_generator: bool, adam: bool) -> None:
+@pytest.mark.parametrize("own_generator", [False, True, "sampler's"])
+@pytest.mark.parametrize(
+    "make", [None, lambda groups: torch.optim.AdamW(groups, 0.01), Slowing], ids=["sgd", "adam", "slowing"]
+)
+def test_stopped_and_resumed_is_the_same_as_straight(
+    tmp_path: Path, own_generator: bool | str, make: Any
+) -> None:
     def run(loader: Any, checkpoint: Path, resume: bool) -> Supernet:
         net = supernet(dropout=0.2)
-        make = (lambda groups: torch.optim.AdamW(groups, 0.01)) if adam else None
         fit(
             net,
             loader,
@@ -605,7 +664,11 @@ def test_stopped_and_resumed_is_the_same_as_straight(tmp_path: Path, own_generat
         return net
 
     def loader(seed: int) -> Any:
-        return Stopping(shuffled(torch.Generator().manual_seed(seed) if own_generator else None), 99)
+        generator = torch.Generator().manual_seed(seed) if own_generator else None
+        if own_generator == "sampler's":
+            data = TensorDataset(*batch(64))
+            return Stopping(DataLoader(data, 8, sampler=RandomSampler(data, generator=generator)), 99)
+        return Stopping(shuffled(generator), 99)
 
     straight = run(loader(0), tmp_path / "straight", resume=False)
     stopping = loader(1)

@@ -469,6 +469,32 @@ def test_fine_tuning_gives_back_what_rounding_took() -> None:
     assert sum(after.values()) >= sum(before.values())
 
 
+def test_fine_tuning_holds_what_is_frozen_while_it_trains() -> None:
+    torch.manual_seed(0)
+    train, _ = digits()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    graph = rh.trace(model, torch.randn(2, 1, 8, 8))
+    net = rh.Supernet(graph, rh.uniform(graph, (0.5, 1.0)))
+    net.freeze_except_(1)
+    held, found = net.shared.get_parameter("1.weight")[:4].detach().clone(), []
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(train)
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for pair in train:
+                found.append(torch.equal(net.shared.get_parameter("1.weight")[:4], held))
+                yield pair
+
+    finetune(net, Watched(), epochs=1, lr=0.1, batches=1)
+    assert len(found) > 2 and all(found)
+    assert not torch.equal(net.shared.get_parameter("1.weight")[4:], held)
+    for epochs in (0, 1.5):
+        with pytest.raises(ValueError, match=f"finetune: got epochs={epochs}; want 1 or more"):
+            finetune(net, train, epochs=epochs)  # pyright: ignore[reportArgumentType]
+
+
 def test_fine_tuning_resumes_to_the_same_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3, 2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -327,8 +328,8 @@ def _check(rho: Sequence[float], updates: int, epochs: int, tolerance: float, co
             f"rho={rho}",
             "one or more above 0, such as (1e-3, 1e-2, 1e-1)",
         ),
-        (updates >= 1, f"updates={updates}", "1 or more"),
-        (epochs >= 1, f"epochs={epochs}", "1 or more"),
+        (isinstance(updates, Integral) and updates >= 1, f"updates={updates}", "1 or more"),
+        (isinstance(epochs, Integral) and epochs >= 1, f"epochs={epochs}", "1 or more"),
         (tolerance >= 0, f"tolerance={tolerance}", "0 or more"),
         (
             0 <= connectivity < 1,
@@ -366,6 +367,8 @@ def gradual(
     >>> prune = gradual(net, 0.9, num_steps=1000)
     >>> fit(net, loader, epochs=10, after_step=prune)  # doctest: +SKIP
     """
+    if not isinstance(net, Supernet):
+        raise ValueError(f"gradual: got a {type(net).__name__}; want a Supernet")
     if num_steps < 1 or every < 1 or not 0 <= start < 1:
         raise ValueError(
             f"gradual: got num_steps={num_steps}, every={every}, start={start}; want 1 or more, 1 or more, 0 to below 1"
@@ -379,6 +382,8 @@ def gradual(
                 f"gradual: {name}: got {own}, which keeps one number of cells; want one that may grow"
             )
     weights = {name: net.shared.get_parameter(name) for name in plan}
+    for name, cut in plan.items():  # finds out now what cannot be reached
+        cut.levels(f"gradual: {name}", weights[name].detach().abs(), balanced)
     masks: dict[str, Tensor] = {}
 
     @torch.no_grad()

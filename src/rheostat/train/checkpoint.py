@@ -21,15 +21,19 @@ from torch import Tensor, nn
 from rheostat.spec import ArtifactError
 from rheostat.train.distributed import all_well, rank
 
-FORMAT = "rheostat-checkpoint 1"
+FORMAT = "rheostat-checkpoint 2"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file held: the network's tensors, the optimizer's slots by parameter, and the caller's `state`."""
+    """What a file held: the network's tensors, the optimizer's slots by parameter, and the caller's `state`.
+
+    groups: the plain numbers of each of the optimizer's groups, which some count in; the learning rate is the caller's.
+    """
 
     network: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor | float]]
+    groups: list[dict[str, float]]
     state: dict[str, Any]
 
 
@@ -66,7 +70,11 @@ def _write(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, state: 
                 numbers[f"optimizer.{parameter}.{slot}"] = value
     # Copied because safetensors refuses tensors that share memory, which tied weights do.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    content = json.dumps({"state": state, "optimizer": numbers}, default=_number)
+    groups = [
+        {name: value for name, value in group.items() if name != "lr" and isinstance(value, int | float)}
+        for group in optimizer.param_groups
+    ]
+    content = json.dumps({"state": state, "optimizer": numbers, "groups": groups}, default=_number)
     data = save(tensors, {"format": FORMAT, "content": content})
     temporary = _temporary(path)
     try:
@@ -97,7 +105,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"got format {metadata.get('format')!r}; want {FORMAT!r}")
         content = json.loads(metadata["content"])
-        checkpoint = Checkpoint({}, {}, dict(content["state"]))
+        checkpoint = Checkpoint({}, {}, list(content["groups"]), dict(content["state"]))
         for name, value in (tensors | content["optimizer"]).items():
             part, _, rest = name.partition(".")
             if part == "net":
@@ -129,6 +137,8 @@ def restore_(net: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Check
         for index, parameter in enumerate(_parameters(optimizer))
         if names[id(parameter)] in checkpoint.optimizer
     }
+    for group, numbers in zip(packed["param_groups"], checkpoint.groups, strict=True):
+        group.update(numbers)
     optimizer.load_state_dict(packed)
 
 

@@ -53,7 +53,8 @@ SECONDS_BETWEEN_LOOKS = 0.5
 class Epoch:
     """One trained epoch: per subnet the mean loss and the accuracies (fractions, 0 to 1); `lr` is its last step's.
 
-    `accuracy` is measured while training, on the augmented batches; `validation` afterwards, in eval mode.
+    `accuracy` is measured while training, on the augmented batches; `validation` afterwards, in eval mode. A subnet
+    that the sandwich rule never drew in the epoch has no loss and no accuracy.
     """
 
     epoch: int
@@ -103,15 +104,17 @@ def fit(
     loader: gives `(x, y)`, y int64 [N]; `len(loader)` is the number of steps an epoch. x is what the model takes: a
         tensor, a tuple, or a dictionary of keyword tensors. An `ImageLoader`, a `DataLoader` or a list will do; one of
         your own is told the epoch by `set_epoch(epoch)` if it has that.
-    lr, momentum, nesterov, weight_decay: of SGD; kernels and matrices decay, norms and biases do not. `optimizer` makes
-        another one from two parameter groups, the second with `weight_decay=0.0`; these four are then its own business.
+    lr, momentum, nesterov, weight_decay: of SGD; parameters of one dimension (norms, biases) do not decay. `optimizer`
+        makes another one from two parameter groups, the second with `weight_decay=0.0`; these four are then its own
+        business.
     warmup: epochs (a fraction will do) of linear rise before the cosine takes the learning rate to 0.
     teacher: a larger trained network: every subnet learns `(1 - distill) * CE(labels) + distill * temperature**2 *
         KL(teacher || subnet)`, where both logits are divided by `temperature`. It is copied, frozen, in eval mode, and
         asked about each batch once: see `ImageLoader`'s `cycle`.
     inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
     sandwich: train the largest, the smallest and two random subnets each step, not all.
-    subnets: train these alone, by index or name; None for all.
+    subnets: train these alone, by index or name; None for all. Weights that none of them has get no gradient, but decay
+        like all others: `freeze_except_` holds them.
     loss_weights: of each trained subnet's loss in the sum, smallest subnet first; None for 1 each, as in equation 5.
     clip_norm: the largest norm that the summed gradient may have.
     precision: "float32", or "bfloat16" for mixed precision, in which weights and losses stay float32.
@@ -119,7 +122,8 @@ def fit(
         goes with `channels_last`, where batch norms are then summed in an order that vectorises.
     validation: measured after each epoch, the last time in float32, and then recorded in `net` for `save`.
     checkpoint: a file written after each epoch. With `resume=True` training goes on from it as if it had never stopped
-        (on a CPU to the same bits; what the persistent workers of a `DataLoader` draw is not in it), or starts when
+        (on a CPU to the same bits; what a data set draws with other generators than torch's, or in persistent workers
+        of a `DataLoader`, is not in it), or starts when
         there is none; settings that differ from its own are refused.
     before_step, after_step: called with the step, counted from 0 over the whole run, and the learning rate: when the
         summed gradients are in the shared parameters' `grad`, and when the optimizer has moved those.
@@ -166,6 +170,12 @@ def fit(
         )
     else:
         optim = optimizer(decay_groups(net, {}))
+    own = {id(parameter) for parameter in net.parameters()}
+    if any(id(parameter) not in own for group in optim.param_groups for parameter in group["params"]):
+        raise ValueError(
+            "fit: got an optimizer of parameters that are not the supernet's; want one of the two groups that "
+            "optimizer= is called with."
+        )
     peaks = [group["lr"] for group in optim.param_groups]
 
     history: list[Epoch] = []
@@ -204,6 +214,7 @@ def fit(
     distributed.broadcast_(net)
     net.refreeze_()  # at the values of the first process
     net.refresh_()
+    net.forget_()
 
     run = torch.compile(dynamic=False) if compile else _as_it_is
     modules = [run(net[k]) for k in trained]
@@ -375,8 +386,10 @@ def recalibrate(net: nn.Module, loader: Iterable[tuple[Any, Tensor]], batches: i
 
     Needed when weights changed after the statistics were gathered, and for widths that were not trained (US-Nets,
     section 3.3). Only batch norms run in training mode; nothing else of the network changes. Raises ValueError when the
-    loader is empty; whatever is raised, the statistics are then as they were.
+    loader is empty; whatever is raised, the statistics are then as they were. Recorded accuracies are dropped.
     """
+    if isinstance(net, Supernet):
+        net.forget_()
     modules = [net[k] for k in range(len(net))] if isinstance(net, Supernet) else [net]
     norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
     norms = [norm for norm in norms if norm.running_mean is not None]
@@ -417,16 +430,17 @@ class _Meter:
 
     def means(self, done: int) -> tuple[dict[str, float], dict[str, float]]:
         sizes = self.sizes[:done].double()
-        seen = sizes.sum(0).clamp(min=1)
+        seen = sizes.sum(0)
+        drawn = seen.nonzero().ravel().tolist()
         loss = (self.losses[:done].cpu() * sizes).sum(0) / seen
         accuracy = self.hits[:done].cpu().double().sum(0) / seen
-        return dict(zip(self.names, loss.tolist(), strict=True)), dict(
-            zip(self.names, accuracy.tolist(), strict=True)
-        )
+        return {self.names[k]: float(loss[k]) for k in drawn}, {
+            self.names[k]: float(accuracy[k]) for k in drawn
+        }
 
     def text(self, done: int) -> str:
         loss, accuracy = self.means(done)
-        return "  ".join(f"{name}: {loss[name]:.3f} {100 * accuracy[name]:.1f}%" for name in self.names)
+        return "  ".join(f"{name}: {loss[name]:.3f} {100 * accuracy[name]:.1f}%" for name in loss)
 
     def check_finite(self, epoch: int, done: int, checkpoint: str | os.PathLike[str] | None) -> None:
         bad = (~self.losses[:done].isfinite()).cpu().nonzero()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rheostat.spec import Subnet
 from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
+from rheostat.train.data import ImageLoader
 from rheostat.train.graph import Graph, check_graph
 from rheostat.train.loop import (
     autocast_of,
@@ -77,9 +78,13 @@ class Lasso:
             (self.tau_over in ("alive", "all"), f"tau_over={self.tau_over!r}", "'alive' or 'all'"),
             (0 <= self.dead_below < 1, f"dead_below={self.dead_below}", "0 to below 1"),
             (0 <= self.min_width <= 1, f"min_width={self.min_width}", "0 to 1"),
-            (self.min_units >= 1, f"min_units={self.min_units}", "1 or more"),
+            (
+                isinstance(self.min_units, Integral) and self.min_units >= 1,
+                f"min_units={self.min_units}",
+                "1 or more",
+            ),
             (isinstance(self.epochs, Integral) and self.epochs >= 1, f"epochs={self.epochs}", "1 or more"),
-            (self.lr > 0, f"lr={self.lr}", "above 0"),
+            (0 < self.lr < math.inf, f"lr={self.lr}", "above 0"),
             (0 <= self.momentum < 1, f"momentum={self.momentum}", "0 to below 1"),
             (self.weight_decay >= 0, f"weight_decay={self.weight_decay}", "0 or more"),
         ]
@@ -186,7 +191,7 @@ def multi_path(
     >>> subnets = multi_path(graph, loader, Lasso(epochs=60), macs=(2.2e6, 9.6e6, 19.8e6))  # doctest: +SKIP
     """
     graph = _checked(graph)
-    if bisections < 0:
+    if not isinstance(bisections, Integral) or bisections < 0:
         raise ValueError(f"multi_path: got bisections={bisections}; want 0 or more.")
     if strengths and (macs or parameters or bisections):
         raise ValueError(
@@ -481,6 +486,9 @@ class _Run:
             **{k: v for k, v in asdict(lasso).items() if k not in ("strength", "shrink", "epochs")},
             "targets": asdict(targets),
             "inside": None if inside is None else np.flatnonzero(inside).tolist(),
+            "loader": repr(self.loader)
+            if isinstance(self.loader, ImageLoader)
+            else type(self.loader).__name__,
             "steps": steps,
             "seed": self.seed,
             "precision": self.precision,

@@ -23,9 +23,10 @@ def batches_of(
         set_epoch = getattr(source, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
-    generator = getattr(loader, "generator", None)  # a DataLoader's own
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(epoch_seed(seed, epoch))
+    for source in (loader, getattr(loader, "sampler", None)):  # each may have one of its own
+        generator = getattr(source, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(epoch_seed(seed, epoch))
     done = 0
     for x, y in islice(loader, steps):
         if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64:

@@ -60,7 +60,7 @@ def mask(
 
 
 def natural(weight: Tensor, num_cells: int, num_patterns: int) -> tuple[tuple[int, ...], ...]:
-    """The `num_patterns` sets of cells that most kernels of a convolution have as their `num_cells` largest (PatDNN).
+    """The `num_patterns` sets of cells that most kernels of a convolution have as their `num_cells` largest.
 
     >>> natural(torch.arange(9.0).view(1, 1, 3, 3), 4, 8)
     ((5, 6, 7, 8),)

@@ -58,11 +58,13 @@ def fit_nested(
     >>> [stage[-1].validation for stage in stages]  # doctest: +SKIP
     [{'0.4': 0.989}, {'0.6': 0.99}, {'0.8': 0.99}]
     """
+    if not isinstance(net, Supernet):
+        raise ValueError(f"fit_nested: got a {type(net).__name__}; want a Supernet")
     if mode not in MODES:
         raise ValueError(f"fit_nested: got mode={mode!r}; want one of {', '.join(MODES)}")
     own = [range(len(net))] if mode == "joint" else [[k] for k in range(len(net))]
     stages = own[: {"raw": 1, "subset": 0}.get(mode)]
-    lengths = list(epochs) if isinstance(epochs, Iterable) else [int(epochs)] * len(stages)
+    lengths = list(epochs) if isinstance(epochs, Iterable) else [epochs] * len(stages)
     if len(lengths) != len(stages):
         raise ValueError(
             f"fit_nested: got epochs={epochs}; want one number, or one for each of {len(stages)} stages"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,8 @@ def finetune(
     >>> quantized = finetune(net, loader, epochs=3, lr=0.01)  # doctest: +SKIP
     """
     distributed.check_alone("finetune")
+    if not isinstance(epochs, Integral) or epochs < 1:
+        raise ValueError(f"finetune: got epochs={epochs}; want 1 or more")
     steps, device, first = steps_of(loader), next(net.parameters()).device, 0
 
     def now() -> Quantized:
@@ -243,6 +246,7 @@ def finetune(
     if checkpoint is not None and (saved := checkpoints.resumed("finetune", checkpoint, resume, settings)):
         checkpoints.restore_(net, optimizer, saved)
         first = saved.state["epoch"]
+    net.forget_()
     for epoch in range(first, epochs):
         total = torch.zeros((), device=device)
         with seeded(seed, epoch, device):
@@ -258,13 +262,13 @@ def finetune(
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
                 optimizer.step()
+                with torch.no_grad():
+                    net.refresh_()
                 total += loss.detach()
         if not math.isfinite(float(total)):
             raise ValueError(f"finetune: epoch {epoch + 1}: the loss is not finite; lower lr")
         if checkpoint is not None:
             checkpoints.write(checkpoint, net, optimizer, {"settings": settings, "epoch": epoch + 1})
-    with torch.no_grad():
-        net.refresh_()
     return now()
 
 

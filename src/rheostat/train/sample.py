@@ -83,6 +83,12 @@ def nest(graph: Graph, subnets: Sequence[Subnet], by: str = "union") -> Nested:
     for subnet in subnets:
         if subnet.units is None and subnet.widths != sizes:
             raise ValueError(f"nest: subnet {subnet.name!r} names no units; want units=, or the whole model")
+        for group, units in zip(graph.groups, subnet.units or (), strict=False):
+            if any(not 0 <= unit < group.size for unit in units):
+                raise ValueError(
+                    f"nest: {group.name}: subnet {subnet.name!r} names units {units}; want them from 0 to "
+                    f"{group.size - 1}"
+                )
     before = [graph.kept(s.widths, s.units) for s in subnets]
     votes = np.sum(before, 0)
     order = np.lexsort([*(~keep for keep in reversed(before)), -votes])  # the last key counts first

@@ -100,6 +100,7 @@ class Supernet(nn.Module):
             if name in pruned
         ]
         self._frozen: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
+        self._first_free = 0  # the smallest subnet that may change
         self.active = len(self.subnets) - 1
         self._measured: dict[int, dict[str, float]] = {}
 
@@ -257,10 +258,11 @@ class Supernet(nn.Module):
 
         `refresh_` puts all others back after each step, to the last bit, whatever the optimizer does.
         """
-        self._frozen = []
+        self._frozen, self._first_free = [], 0
         if key is None:
             return
         k, last = self.index(key), len(self) - 1
+        self._first_free = k
         slices = [{id(s.shared): s for s in self._slices if s.k == j} for j in range(last)]
         slices.append({id(s.shared): s for s in self._pruned})
 
@@ -305,6 +307,7 @@ class Supernet(nn.Module):
             if s.level is not None:
                 s.level.copy_(new[id(s.shared)][s.index])
         self.refresh_()
+        self.forget_()
 
     @property
     def levels(self) -> dict[str, torch.Tensor]:
@@ -432,9 +435,15 @@ class Supernet(nn.Module):
             )
         self._measured.setdefault(self.index(key), {}).update(measured)
 
+    def forget_(self) -> None:
+        """Drop the recorded accuracies of all subnets that may change; see `freeze_except_`."""
+        for k, measured in self._measured.items():
+            if k >= self._first_free:
+                measured.pop("accuracy", None)
+
     @property
     def infos(self) -> tuple[SubnetInfo, ...]:
-        """What `save` writes of each subnet."""
+        """What is known of each subnet; `save` adds to the bytes of pruned weights those that say where they are."""
         costs = [self.cost(k) for k in range(len(self))]
         return tuple(
             SubnetInfo(s.name, c.parameters, c.macs, c.size_bytes, **self._measured.get(k, {}))
