@@ -259,6 +259,9 @@ def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
         rh.admm(graph, image_loader(), checkpoint=path, **settings)
     with pytest.raises(ValueError, match="was written with epochs=2; got epochs=3"):
         rh.admm(graph, image_loader(), checkpoint=path, resume=True, **(settings | {"epochs": 3}))
+    other = settings | {"optimizer": torch.optim.Adam}
+    with pytest.raises(ValueError, match=r"was written with optimizer=\['SGD', .*; got optimizer=\['Adam', "):
+        rh.admm(graph, image_loader(), checkpoint=path, resume=True, **other)
 
 
 def test_every_update_sees_other_batches() -> None:

@@ -433,6 +433,22 @@ def test_accuracies_of_weights_that_have_moved_since_are_dropped() -> None:
     assert net.infos[0].latency_ms_p50 == 1.0
 
 
+@pytest.mark.parametrize("trained", [[0], [0, 1], [1]])
+def test_weights_that_no_trained_subnet_has_stay(trained: list[int]) -> None:
+    net = supernet((0.25, 0.5, 1.0))
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    fit(net, [batch()] * 3, epochs=2, weight_decay=0.1, subnets=trained, progress=False)
+    half = (2, 4)[max(trained)]
+    moved = {name: parameter != before[name] for name, parameter in net.named_parameters()}
+    assert moved["conv1.weight"][:half].all() and not moved["conv1.weight"][half:].any()
+    assert not moved["conv2.weight"][:, half:].any()
+    for k in range(3):
+        own = "bn1.weight" if k == 2 else f"bn1.weight@{k}"
+        assert moved[own].any() == (k in trained)
+    fit(net, [batch()], epochs=1, progress=False)  # and move again afterwards
+    assert (net.shared.get_parameter("conv1.weight") != before["conv1.weight"]).all()
+
+
 def test_a_subnet_that_was_not_drawn_has_no_loss() -> None:
     net = supernet(tuple(k / 8 for k in range(1, 9)))
     (record,) = fit(net, [batch()], epochs=1, sandwich=True, progress=False)

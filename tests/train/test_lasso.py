@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -264,6 +265,22 @@ def test_single_path_hits_its_targets_nested(trained: Graph, digits: tuple) -> N
     assert scores["subnet4"] > 0.9 and scores["subnet1"] > 0.7
 
 
+def test_a_place_that_cannot_be_written_is_told_before_training(trained: Graph, tmp_path: Path) -> None:
+    class Untouched(list[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            raise AssertionError("training began")
+
+    with pytest.raises(OSError, match="cannot be written"):
+        rh.single_path(
+            trained,
+            Untouched([(torch.zeros(1), torch.zeros(1))]),
+            rh.Lasso(epochs=2),
+            parameters=(700,),
+            checkpoint=tmp_path / "missing" / "c",
+            progress=False,
+        )
+
+
 def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: Path) -> None:
     lasso = rh.Lasso(epochs=8, lr=0.02, strength=0.16, dead_below=0.05)
     whole = rh.single_path(trained, digits[0], lasso, snapshots=(3, 8), progress=False)
@@ -274,6 +291,10 @@ def test_snapshots_by_epoch_and_resume(trained: Graph, digits: tuple, tmp_path: 
         rh.single_path(trained, digits[0], short, parameters=(700,), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="resume=True"):
         rh.single_path(trained, digits[0], lasso, parameters=(700,), checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="was written with loader="):
+        rh.single_path(
+            trained, tuple(digits[0]), lasso, parameters=(700,), checkpoint=path, resume=True, progress=False
+        )
     with pytest.raises(ValueError, match="was written with targets="):
         rh.single_path(
             trained, digits[0], lasso, parameters=(800,), checkpoint=path, resume=True, progress=False

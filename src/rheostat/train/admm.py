@@ -16,7 +16,7 @@ from rheostat.train import checkpoint as checkpoints
 from rheostat.train import distributed
 from rheostat.train.fit import fit
 from rheostat.train.graph import Graph
-from rheostat.train.loop import progress_bar, steps_of
+from rheostat.train.loop import decay_groups, progress_bar, steps_of
 from rheostat.train.masks import Cut, Levels, cubic, natural, planned
 from rheostat.train.sample import uniform
 from rheostat.train.supernet import Supernet
@@ -130,13 +130,15 @@ def admm(
         groups[0]["weight_decay"] = weight_decay
         return torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0)
 
+    made = build(decay_groups(net, {}))
+    options = [{name: value for name, value in g.items() if name != "params"} for g in made.param_groups]
     settings = {
         "cuts": {name: [str(pair.cut) for pair in own] for name, own in pairs.items()},
         "balanced": balanced,
         "steps": steps_of(loader),
         "epochs": epochs,
         "decoupled": decoupled,
-        "optimizer": [lr, momentum, weight_decay, optimizer is not None],
+        "optimizer": [type(made).__name__, *options],
         "precision": precision,
         "seed": seed,
     }

@@ -113,8 +113,7 @@ def fit(
         asked about each batch once: see `ImageLoader`'s `cycle`.
     inplace: the largest subnet learns the labels, the others its output, detached (US-Nets).
     sandwich: train the largest, the smallest and two random subnets each step, not all.
-    subnets: train these alone, by index or name; None for all. Weights that none of them has get no gradient, but decay
-        like all others: `freeze_except_` holds them.
+    subnets: train these alone, by index or name; None for all. Weights that none of them has stay as they are.
     loss_weights: of each trained subnet's loss in the sum, smallest subnet first; None for 1 each, as in equation 5.
     clip_norm: the largest norm that the summed gradient may have.
     precision: "float32", or "bfloat16" for mixed precision, in which weights and losses stay float32.
@@ -268,6 +267,7 @@ def fit(
 
     with (
         _quiet(len(net)),
+        net.holding_(trained),
         norms_in_rows([net[k] for k in trained] if compile and channels_last else []),
         progress_bar(progress and distributed.rank() == 0 and len(history) < epochs, epochs * steps) as (
             show,

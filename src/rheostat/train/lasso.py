@@ -516,6 +516,21 @@ class _Run:
         # Where they do not see one file, only the first one's is up to date.
         distributed.check_same(f"Lasso: {checkpoint}", {"epochs already trained": first}, device)
 
+        def put_down(epoch: int) -> None:
+            if checkpoint is not None:
+                state = {
+                    "settings": settings,
+                    "epoch": epoch,
+                    "seconds": before + time.perf_counter() - started,
+                    "strength": strength,
+                    "alive": np.flatnonzero(pruner.keep()).tolist(),
+                    "taken": [(np.flatnonzero(keep).tolist(), asdict(s)) for keep, s in taken],
+                }
+                checkpoints.write(checkpoint, model, optim, state)
+
+        if first == 0:  # finds out now, and not after an epoch, that nothing can be written there
+            put_down(0)
+
         def bury(unit: int, epoch: int, step: int) -> None:
             """One unit at a time, so that a subnet is as large as its target lets it be."""
             pruner.kill_(unit)
@@ -558,16 +573,7 @@ class _Run:
                     )
                 if targets.what == "epochs" and epoch + 1 in targets.values:
                     take(epoch + 1, (epoch + 1) * steps)
-                if checkpoint is not None:
-                    state = {
-                        "settings": settings,
-                        "epoch": epoch + 1,
-                        "seconds": before + time.perf_counter() - started,
-                        "strength": strength,
-                        "alive": np.flatnonzero(pruner.keep()).tolist(),
-                        "taken": [(np.flatnonzero(keep).tolist(), asdict(s)) for keep, s in taken],
-                    }
-                    checkpoints.write(checkpoint, model, optim, state)
+                put_down(epoch + 1)
                 cost = graph.cost(graph.legal(pruner.counts))
                 norms = pruner.norms().detach()
                 eq2 = strength * float(penalty(norms[pruner.free], pruner.tau(norms)[pruner.free]))

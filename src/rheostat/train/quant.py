@@ -243,9 +243,12 @@ def finetune(
     levels = {name: torch.tensor(a, device=device) for name, a in fixed.items() if name.endswith(LEVELS)}
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=True)
     settings = {"quant": asdict(bits), "epochs": epochs, "lr": lr, "steps": steps, "seed": seed}
-    if checkpoint is not None and (saved := checkpoints.resumed("finetune", checkpoint, resume, settings)):
-        checkpoints.restore_(net, optimizer, saved)
-        first = saved.state["epoch"]
+    if checkpoint is not None:
+        if saved := checkpoints.resumed("finetune", checkpoint, resume, settings):
+            checkpoints.restore_(net, optimizer, saved)
+            first = saved.state["epoch"]
+        else:  # finds out now, and not after an epoch, that nothing can be written there
+            checkpoints.write(checkpoint, net, optimizer, {"settings": settings, "epoch": 0})
     net.forget_()
     for epoch in range(first, epochs):
         total = torch.zeros((), device=device)

@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -261,29 +262,48 @@ class Supernet(nn.Module):
         self._frozen, self._first_free = [], 0
         if key is None:
             return
-        k, last = self.index(key), len(self) - 1
-        self._first_free = k
+        k = self._first_free = self.index(key)
+        has = self._holdings()
+        for name, parameter in self.named_parameters():
+            frozen = ~has(name, parameter, k)
+            for j in range(k):
+                frozen |= has(name, parameter, j)
+            self._frozen.append((parameter, frozen, parameter.detach().clone()))
+
+    @contextmanager
+    def holding_(self, keys: Iterable[int]) -> Iterator[None]:
+        """Hold the weights that none of these subnets has, and what is frozen already, in the `with` block."""
+        keys, before, has = list(keys), self._frozen, self._holdings()
+        frozen = {id(parameter): mask for parameter, mask, _ in before}
+        if len(keys) < len(self):
+            self._frozen = []
+            for name, parameter in self.named_parameters():
+                outside = ~torch.stack([has(name, parameter, k) for k in keys]).any(0)
+                mask = outside | frozen.get(id(parameter), outside)
+                self._frozen.append((parameter, mask, parameter.detach().clone()))
+        try:
+            yield
+        finally:
+            self._frozen = before
+
+    def _holdings(self) -> Callable[[str, nn.Parameter, int], torch.Tensor]:
+        """A function that is True at those weights of a parameter, by its name, that a subnet has."""
+        last = len(self) - 1
         slices = [{id(s.shared): s for s in self._slices if s.k == j} for j in range(last)]
         slices.append({id(s.shared): s for s in self._pruned})
 
-        def part(parameter: nn.Parameter, j: int) -> torch.Tensor:
-            """True at the weights of a shared parameter that subnet j has."""
-            has = torch.zeros_like(parameter, dtype=torch.bool)
-            s = slices[j].get(id(parameter))
-            if s is None:
-                return ~has
-            has[s.index] = True if s.mask is None else s.mask
-            return has
-
-        for name, parameter in self.named_parameters():
+        def has(name: str, parameter: nn.Parameter, k: int) -> torch.Tensor:
             path, _, owner = name.partition("@")
             if path in self.graph.private:
-                frozen = torch.full_like(parameter, int(owner or last) != k, dtype=torch.bool)
-            else:
-                frozen = ~part(parameter, k)
-                for j in range(k):
-                    frozen |= part(parameter, j)
-            self._frozen.append((parameter, frozen, parameter.detach().clone()))
+                return torch.full_like(parameter, int(owner or last) == k, dtype=torch.bool)
+            s = slices[k].get(id(parameter))
+            if s is None:
+                return torch.ones_like(parameter, dtype=torch.bool)
+            mask = torch.zeros_like(parameter, dtype=torch.bool)
+            mask[s.index] = True if s.mask is None else s.mask
+            return mask
+
+        return has
 
     @torch.no_grad()
     def refreeze_(self) -> None:
